@@ -1,0 +1,52 @@
+# Everything a newcomer needs: `make demo` and `make test`. `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint image-test lock openapi peers
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Options for `embolens demo`, e.g. make demo DEMO="--pacs ORTHANC@10.0.0.5:4242"
+DEMO ?=
+# Options for pytest, e.g. make test PYTEST="tests/end_to_end -s"
+PYTEST ?=
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the Python packages of requirements.lock into $(VENV) (about 2 GB, a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
+	@touch $@
+
+setup: $(VENV)/.runtime ## Only install, into .venv
+
+demo: setup ## Push a phantom CTPA through everything and get its DICOM SEG back
+	@$(BIN)/embolens demo $(DEMO)
+
+peers: ## Install what the tests talk to: Redis, Orthanc, dcmtk, dicom3tools, PostgreSQL, Chromium (Debian)
+	@sh deploy/test-peers.sh
+
+test: $(VENV)/.dev peers lint ## All tests, with real peers
+	@sh deploy/run-tests.sh $(PYTEST)
+
+lint: $(VENV)/.dev ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+image-test: $(VENV)/.dev ## Build and run the container images with buildah (as root, Debian)
+	@sh deploy/image-test.sh
+
+openapi: $(VENV)/.runtime ## Regenerate openapi/openapi.json
+	@$(BIN)/python -m api.openapi
+
+lock: $(VENV)/.dev ## Resolve the lock files anew
+	@sh deploy/lock.sh

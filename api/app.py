@@ -1,0 +1,93 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import event_routes, health_routes, page_routes, result_routes, status_routes, submission_routes
+from api.gateway import Gateway
+from api.problems import add_problem_handlers
+from api.schemas import ProblemSchema
+from imaging.findings import RESEARCH_USE_ONLY
+from services.settings import Settings
+from services.version import VERSION
+
+_TAGS = [
+    {"name": "segment", "description": "Studies and their jobs, however they came in"},
+    {"name": "results", "description": "What came out"},
+    {"name": "health", "description": "For load balancers and orchestrators"},
+]
+
+
+def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The application; its resources are opened when it starts and closed when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gateway = await run_in_threadpool(Gateway.open, settings)
+        gateway.is_stopping = is_stopping
+        app.state.gateway = gateway
+        yield
+        await run_in_threadpool(gateway.close)
+
+    app = FastAPI(
+        title="Embolens",
+        version=VERSION,
+        summary="Finds pulmonary emboli in CT pulmonary angiograms",
+        description=RESEARCH_USE_ONLY,
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    for routes in (submission_routes, status_routes, event_routes, result_routes, health_routes, page_routes):
+        app.include_router(routes.router)
+    add_problem_handlers(app)
+    app.add_middleware(_SafeHeaders)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+            license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        )
+        template = "#/components/schemas/{model}"
+        problem = ProblemSchema.model_json_schema(ref_template=template)
+        schema["components"]["schemas"] |= {"ProblemSchema": problem} | problem.pop("$defs", {})
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+class _SafeHeaders:
+    """Nothing is cached unless a route says so, and no browser guesses types."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Referrer-Policy", "no-referrer")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

@@ -1,0 +1,85 @@
+"""What the routes work with: the stores, the queue and the settings of one gateway process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+
+from imaging.errors import ConfigurationError, StateConflict
+from services.settings import Settings
+from services.store.database import Database
+from services.store.jobs import JobStore
+from services.store.outbox import Outbox
+from services.store.study_store import StudyStore
+from services.task_queue import TaskQueue
+
+
+@dataclass
+class Gateway:
+    """The open resources of this process.
+
+    `is_stopping` tells long answers (events, `?wait=`) that the server is about to end.
+    """
+
+    settings: Settings
+    database: Database
+    jobs: JobStore
+    outbox: Outbox
+    store: StudyStore
+    queue: TaskQueue
+    is_stopping: Callable[[], bool] = lambda: False
+    _keys_in_use: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Migrates the database where needed. Redis is not asked: the gateway starts and takes studies without it.
+
+        Raises:
+            ConfigurationError: no broker is configured.
+        """
+        if not settings.redis_url:
+            raise ConfigurationError(
+                "the gateway needs a broker", remedy="set EMBOLENS_REDIS_URL, or use `embolens serve`"
+            )
+        database = Database(settings.resolved_database_url)
+        database.upgrade()
+        store = StudyStore(settings.data_dir)
+        return cls(settings, database, JobStore(database), Outbox(database), store, TaskQueue(settings.redis_url))
+
+    def close(self) -> None:
+        self.queue.close()
+        self.database.close()
+
+    @contextmanager
+    def hold_idempotency_key(self, key: str | None) -> Iterator[None]:
+        """Only one request of a key is received at a time. Across processes the database's constraint decides.
+
+        Raises:
+            StateConflict: an earlier request with this key has not ended yet (code ``idempotency_key_in_use``).
+        """
+        if key is None:
+            yield
+            return
+        if key in self._keys_in_use:
+            raise StateConflict(
+                f"a request with Idempotency-Key {key!r} is still being received",
+                code="idempotency_key_in_use",
+                remedy="wait for it to end, then repeat",
+            )
+        self._keys_in_use.add(key)
+        try:
+            yield
+        finally:
+            self._keys_in_use.discard(key)
+
+
+def opened_gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+OpenGateway = Annotated[Gateway, Depends(opened_gateway)]

@@ -1,0 +1,139 @@
+"""Job rows as the API shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from api.gateway import Gateway
+from api.schemas import (
+    DeliverySchema,
+    FindingsSchema,
+    JobErrorSchema,
+    JobSchema,
+    JobSummarySchema,
+    LinksSchema,
+    ProgressSchema,
+)
+from imaging.errors import Reason
+from imaging.findings import Findings, Outcome
+from services.store.rows import FINAL_STATES, DeliveryState, JobRow, JobState, OutboxRow
+
+_WITH_RESULT = (JobState.DELIVERING, JobState.COMPLETED)
+
+
+def job_path(job_id: str) -> str:
+    return f"/segment/{job_id}"
+
+
+def has_ended(job: JobRow) -> bool:
+    return job.state in FINAL_STATES
+
+
+def has_result(job: JobRow) -> bool:
+    """Segmentation files and findings are there, though a destination may still wait for them."""
+    return job.state in _WITH_RESULT
+
+
+def job_view(gateway: Gateway, job_id: str) -> JobSchema:
+    """Raises NotFound."""
+    job = gateway.jobs.get(job_id)
+    findings = findings_of(job)
+    return JobSchema.model_validate(
+        _summary(job, gateway.jobs.queue_position(job))
+        | {
+            "completion_reason": job.completion_reason,
+            "supersedes": job.supersedes,
+            "attempts": job.attempts,
+            "can_retry": gateway.jobs.can_retry(job),
+            "stage_seconds": job.stage_seconds,
+            "findings": None if findings is None else FindingsSchema.model_validate(findings),
+            "deliveries": [_delivery(row) for row in gateway.outbox.of_job(job_id)],
+        }
+    )
+
+
+def summaries(gateway: Gateway, jobs: Sequence[JobRow]) -> list[JobSummarySchema]:
+    some_are_queued = any(job.state == JobState.QUEUED for job in jobs)
+    positions = gateway.jobs.queue_positions() if some_are_queued else {}
+    return [JobSummarySchema.model_validate(_summary(job, positions.get(job.id))) for job in jobs]
+
+
+def progress_view(gateway: Gateway, job_id: str) -> ProgressSchema:
+    """Raises NotFound."""
+    job = gateway.jobs.get(job_id)
+    return ProgressSchema.model_validate(
+        {
+            "state": job.state,
+            "stage": job.stage,
+            "progress": job.progress,
+            "queue_position": gateway.jobs.queue_position(job),
+            "outcome": job.outcome,
+        }
+    )
+
+
+def findings_of(job: JobRow) -> dict[str, Any] | None:
+    """The findings; for a series that was set aside before any worker saw it, those that say so."""
+    if job.findings is not None or job.state != JobState.NOT_ANALYSABLE:
+        return job.findings
+    reasons = tuple(Reason(reason["code"], reason["text"]) for reason in job.reasons)
+    return Findings(Outcome.NOT_ANALYSABLE, reasons=reasons).to_dict()
+
+
+def _summary(job: JobRow, queue_position: int | None) -> dict[str, Any]:
+    findings = job.findings if has_result(job) else None
+    error = None if job.error_code is None else JobErrorSchema(code=job.error_code, message=job.error_message or "")
+    return {
+        "id": job.id,
+        "state": job.state,
+        "stage": job.stage,
+        "progress": job.progress,
+        "queue_position": queue_position,
+        "priority": job.priority,
+        "source": job.source,
+        "input_kind": job.input_kind,
+        "calling_ae_title": job.calling_ae_title,
+        "study_instance_uid": job.study_instance_uid,
+        "series_instance_uid": job.series_instance_uid,
+        "instance_count": job.instance_count,
+        "outcome": job.outcome,
+        "lesion_count": None if findings is None else len(findings["lesions"]),
+        "scan_probability": None if findings is None else findings["scan_probability"],
+        "clot_burden_ml": None if findings is None else findings["clot_burden_ml"],
+        "reasons": job.reasons,
+        "error": error,
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+        "queued_at": job.queued_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "links": _links(job),
+    }
+
+
+def _links(job: JobRow) -> LinksSchema:
+    path = job_path(job.id)
+    with_result = has_result(job)
+    has_findings = with_result or job.state == JobState.NOT_ANALYSABLE
+    return LinksSchema(
+        itself=path,
+        events=f"{path}/events",
+        findings=f"{path}/findings" if has_findings else None,
+        seg=f"{path}/seg.dcm" if with_result and job.input_kind == "dicom" else None,
+        mask=f"{path}/mask.nii.gz" if with_result else None,
+        artery=f"{path}/artery.nii.gz" if with_result else None,
+        preview=f"{path}/preview.png" if with_result else None,
+    )
+
+
+def _delivery(row: OutboxRow) -> DeliverySchema:
+    return DeliverySchema(
+        destination=row.destination,
+        state=DeliveryState(row.state),
+        attempts=row.attempts,
+        sop_instance_uid=row.sop_instance_uid,
+        last_error=row.last_error,
+        next_attempt_at=row.next_attempt_at if row.state == DeliveryState.PENDING else None,
+        delivered_at=row.delivered_at,
+    )

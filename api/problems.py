@@ -1,0 +1,170 @@
+"""Every error as a problem document (RFC 9457), mapped from the error tree in one place.
+
+`type` is `urn:embolens:problem:<code>`; `code` and the codes in `reasons` are stable, the texts are for people.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from imaging.errors import (
+    EmbolensError,
+    InputError,
+    InputTooLarge,
+    NotAnalysable,
+    NotFound,
+    QueueUnavailable,
+    Reason,
+    StateConflict,
+    StorageFull,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+MALFORMED_MULTIPART = "input.malformed_multipart"
+UNSUPPORTED_MEDIA_TYPE = "input.unsupported_media_type"
+
+# From the most special class to the most general: the first that fits decides.
+_STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
+    (InputTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (NotAnalysable, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (NotFound, HTTPStatus.NOT_FOUND),
+    (StateConflict, HTTPStatus.CONFLICT),
+    (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
+    (QueueUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+_STATUS_OF_CODE = {
+    MALFORMED_MULTIPART: HTTPStatus.BAD_REQUEST,
+    UNSUPPORTED_MEDIA_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "idempotency_key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+_TITLES = {
+    "input.too_large": "The upload is over a limit",
+    "not_found": "Not found",
+    "not_finished": "The job has no result yet",
+    "state_conflict": "The job's state does not allow this",
+    "idempotency_key_reused": "The Idempotency-Key belongs to another request",
+    "idempotency_key_in_use": "A request with this Idempotency-Key is still being received",
+    "storage_full": "No room left for the upload",
+    "queue_unavailable": "The queue does not answer",
+    "database_unavailable": "The database does not answer",
+    "request.invalid": "The request's parameters are not valid",
+    "not_ready": "The gateway cannot take studies now",
+    "internal": "An error inside Embolens",
+}
+_CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the number is nginx's
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    remedy: str = "",
+    reasons: Sequence[Reason] = (),
+    title: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> Response:
+    """One problem document; `members` are extension members (RFC 9457 section 3.2)."""
+    body: dict[str, Any] = {
+        "type": f"urn:embolens:problem:{code}",
+        "title": title or _title(code, status),
+        "status": int(status),
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+    }
+    if remedy:
+        body["remedy"] = remedy
+    if reasons:
+        body["reasons"] = [reason.to_dict() for reason in reasons]
+    return JSONResponse(body | members, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every error of `app`, ours and the framework's, with a problem document."""
+    app.add_exception_handler(EmbolensError, _of_our_error)
+    app.add_exception_handler(RequestValidationError, _of_validation)
+    app.add_exception_handler(HTTPException, _of_http_exception)
+    app.add_exception_handler(ClientDisconnect, _of_disconnect)
+    for unanswered in (OperationalError, InterfaceError, TimeoutError):  # the last: no free connection in the pool
+        app.add_exception_handler(unanswered, _of_database)
+    app.add_exception_handler(OSError, _of_os_error)
+    app.add_exception_handler(Exception, _of_anything)
+
+
+def status_of(error: EmbolensError) -> HTTPStatus:
+    """The HTTP status of an error of the tree; what no caller can mend is a 500."""
+    if error.code in _STATUS_OF_CODE:
+        return _STATUS_OF_CODE[error.code]
+    for error_type, status in _STATUS_OF_ERROR:
+        if isinstance(error, error_type):
+            return status
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _title(code: str, status: int) -> str:
+    if code in _TITLES:
+        return _TITLES[code]
+    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        return "This upload cannot be analysed"
+    return HTTPStatus(status).phrase
+
+
+async def _of_our_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EmbolensError)
+    status = status_of(error)
+    reasons = error.reasons if isinstance(error, NotAnalysable) else ()
+    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons)
+
+
+async def _of_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    reasons = [
+        Reason(f"request.{fault['type']}", f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}")
+        for fault in error.errors()
+    ]
+    detail = "; ".join(reason.text for reason in reasons)
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request.invalid", detail, reasons=reasons)
+
+
+async def _of_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).name.lower()
+    return problem(request, error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _of_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _of_database(request: Request, error: Exception) -> Response:
+    detail = "the database did not answer"
+    remedy = "try again, an upload with the same Idempotency-Key; if it stays so, see /health/ready"
+    return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, remedy=remedy)
+
+
+async def _of_os_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    detail = "no room left in the data directory"
+    return problem(request, HTTPStatus.INSUFFICIENT_STORAGE, "storage_full", detail, remedy="free disk space")
+
+
+async def _of_anything(request: Request, error: Exception) -> Response:
+    detail = "the error was logged; its text is not shown because it may quote the study"
+    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)

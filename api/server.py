@@ -1,0 +1,66 @@
+"""The gateway process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from api.app import create_app
+from services.process_log import log_to_stderr
+from services.settings import Settings, settings
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 10
+_BACKLOG = 2048
+
+
+def run_gateway(chosen: Settings, *, on_listening: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let open requests end and return.
+
+    Args:
+        on_listening: called with the base URL once the port is bound; with `gateway_port` 0 the only way to learn it.
+
+    Raises:
+        ConfigurationError: no broker is configured.
+        OSError: the port is taken.
+    """
+    listening = _bind(chosen.gateway_host, chosen.gateway_port)
+    port = listening.getsockname()[1]
+    host = f"[{chosen.gateway_host}]" if ":" in chosen.gateway_host else chosen.gateway_host
+    url = f"http://{host}:{port}"
+    app = create_app(chosen, is_stopping=lambda: server.should_exit)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # query strings carry study UIDs
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+            lifespan="on",
+        )
+    )
+    for signal_number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it is done: to us
+        signal.signal(signal_number, lambda *_: None)
+    log.info("the gateway listens on %s", url)
+    if on_listening is not None:
+        on_listening(url)
+    server.run(sockets=[listening])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((host, port))
+    listening.listen(_BACKLOG)
+    return listening
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    run_gateway(settings())

@@ -1,0 +1,221 @@
+"""How a study comes in by HTTP, and how a job is stopped or tried again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Header, Query, Request, Response, status
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from api.gateway import Gateway, OpenGateway
+from api.job_id import JobId
+from api.job_view import has_ended, job_path, job_view
+from api.problem_responses import problem_responses
+from api.schemas import JobSchema
+from api.upload_stream import RAW_MEDIA_TYPES, ReceivedUpload, receive_upload
+from imaging.errors import InputError, NotFound
+from services.ingest.upload import inspect_upload, is_zip, unpack_zip
+from services.store.rows import JobRow, Priority
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(tags=["segment"])
+
+MAX_WAIT_S = 600
+_POLL_S = 0.3
+_RETRY_AFTER_S = 5
+
+_UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "DICOM files of one series, a zip of them, or one NIfTI; content decides, not names",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "priority": {"type": "string", "enum": [priority.value for priority in Priority]},
+                    },
+                }
+            },
+            **{name: {"schema": {"type": "string", "format": "binary"}} for name in RAW_MEDIA_TYPES},
+        },
+    }
+}
+
+
+@router.post(
+    "/segment",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Submit a study",
+    response_model=JobSchema,
+    responses=problem_responses(
+        *(400, 409, 413, 415, 503, 507),
+        beside={200: {"model": JobSchema, "description": "It ended within `wait`"}},
+    ),
+    openapi_extra=_UPLOAD_BODY,
+)
+async def submit(
+    request: Request,
+    response: Response,
+    gateway: OpenGateway,
+    priority: Annotated[Priority | None, Query(description="Also a form field; the query wins")] = None,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Answer when the job ended or after this, s")] = 0,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="The same key with the same content gives the same job"),
+    ] = None,
+) -> JobSchema:
+    """Take in an upload and queue it; `Location` names the job.
+
+    Nothing is kept of an upload that is refused or breaks off.
+    """
+    with gateway.hold_idempotency_key(idempotency_key):
+        arriving = gateway.store.arriving_directory()
+        try:
+            limits = gateway.settings
+            received = await receive_upload(
+                request, arriving, max_bytes=limits.upload_max_bytes, max_files=limits.upload_max_files
+            )
+            chosen = priority or _priority(received.fields.get("priority"))
+            job = await run_in_threadpool(_take_in, gateway, arriving, received, chosen, idempotency_key)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+    ended = await _wait_for_end(request, gateway, job.id, wait)
+    response.status_code = status.HTTP_200_OK if ended else status.HTTP_202_ACCEPTED
+    response.headers["Location"] = gateway.settings.gateway_url.rstrip("/") + job_path(job.id)
+    if not ended:
+        response.headers["Retry-After"] = str(_RETRY_AFTER_S)
+    return await run_in_threadpool(job_view, gateway, job.id)
+
+
+@router.delete(
+    "/segment/{job_id}",
+    summary="Cancel a job",
+    response_model=JobSchema,
+    responses=problem_responses(
+        *(404, 409), beside={202: {"model": JobSchema, "description": "It runs, and stops soon"}}
+    ),
+)
+def cancel(job_id: JobId, response: Response, gateway: OpenGateway) -> JobSchema:
+    """Stop a job that has no result yet. Files that have come are kept; `can_retry` says whether they are all there."""
+    if not has_ended(gateway.jobs.cancel(job_id)):
+        response.status_code = status.HTTP_202_ACCEPTED
+    return job_view(gateway, job_id)
+
+
+@router.post(
+    "/segment/{job_id}/retry",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Try a job again",
+    response_model=JobSchema,
+    responses=problem_responses(404, 409),
+)
+def retry(job_id: JobId, gateway: OpenGateway) -> JobSchema:
+    """Queue a job with `can_retry` again, its attempts counted afresh; of others, send parked deliveries again."""
+    job = gateway.jobs.retry(job_id)
+    _enqueue(gateway, job)
+    return job_view(gateway, job_id)
+
+
+def _take_in(
+    gateway: Gateway, arriving: Path, received: ReceivedUpload, priority: Priority, idempotency_key: str | None
+) -> JobRow:
+    """From files that arrived to a queued job; with a key that was used before, that job."""
+    if idempotency_key is not None:
+        earlier = gateway.jobs.by_idempotency_key(idempotency_key, received.content_digest)
+        if earlier is not None:
+            return earlier
+    contents = inspect_upload(_unpacked(gateway, arriving, received.files))
+    _keep_only(arriving, contents.files)
+    job_id = str(uuid.uuid4())
+    final = gateway.store.upload_directory(job_id)
+    submitted = False
+    try:
+        gateway.store.replace_directory(arriving, final)
+        inputs_digest = gateway.store.write_inputs(
+            job_id, [final / file.relative_to(arriving) for file in contents.files]
+        )
+        job, submitted = gateway.jobs.submit(
+            job_id,
+            input_kind=contents.kind,
+            inputs_digest=inputs_digest,
+            instance_count=contents.instance_count,
+            priority=priority,
+            study_instance_uid=contents.study_instance_uid,
+            series_instance_uid=contents.series_instance_uid,
+            idempotency_key=idempotency_key,
+            request_digest=received.content_digest,
+            warnings=contents.warnings,
+        )
+    finally:
+        if not submitted:
+            _remove_unless_recorded(gateway, job_id)
+    _enqueue(gateway, job)
+    return job
+
+
+def _remove_unless_recorded(gateway: Gateway, job_id: str) -> None:
+    """Take the job's files away, unless its row is there: a commit may succeed although its connection breaks."""
+    try:
+        gateway.jobs.get(job_id)
+    except NotFound:
+        gateway.store.remove_job(job_id)
+    except SQLAlchemyError:
+        log.warning("job %s: its files are kept, since the database does not say whether it has the job", job_id)
+
+
+def _unpacked(gateway: Gateway, arriving: Path, files: tuple[Path, ...]) -> list[Path]:
+    """The files, each zip replaced by what it holds. The limits are those of the whole upload."""
+    archives: list[Path] = []
+    unpacked: list[Path] = []
+    for file in files:
+        (archives if is_zip(file) else unpacked).append(file)
+    left_bytes = gateway.settings.unpacked_max_bytes
+    for archive in archives:
+        into = arriving / f"{archive.name}.unpacked"
+        into.mkdir()
+        left_files = gateway.settings.upload_max_files - len(unpacked)
+        members = unpack_zip(archive, into, max_bytes=left_bytes, max_files=left_files)
+        left_bytes -= sum(member.stat().st_size for member in members)
+        unpacked += members
+        archive.unlink()
+    return unpacked
+
+
+def _keep_only(directory: Path, files: tuple[Path, ...]) -> None:
+    kept = set(files)
+    for path in directory.rglob("*"):
+        if path.is_file() and path not in kept:
+            path.unlink()
+
+
+def _enqueue(gateway: Gateway, job: JobRow) -> None:
+    gateway.queue.enqueue(job.id, Priority(job.priority))
+
+
+def _priority(given: str | None) -> Priority:
+    if not given:
+        return Priority.ROUTINE
+    try:
+        return Priority(given)
+    except ValueError:
+        raise InputError(f"priority {given!r}", code="input.invalid_priority", remedy="use stat or routine") from None
+
+
+async def _wait_for_end(request: Request, gateway: Gateway, job_id: str, seconds: float) -> bool:
+    """Whether the job has ended, at the latest after `seconds`, or when the client or the server goes away."""
+    with anyio.move_on_after(seconds):
+        while not has_ended(await run_in_threadpool(gateway.jobs.get, job_id)):
+            if gateway.is_stopping() or await request.is_disconnected():
+                break
+            await anyio.sleep(_POLL_S)
+    return has_ended(await run_in_threadpool(gateway.jobs.get, job_id))

@@ -1,0 +1,260 @@
+"""An upload on its way from the socket to files, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from fastapi import Request
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+
+from api.problems import MALFORMED_MULTIPART, UNSUPPORTED_MEDIA_TYPE
+from imaging.errors import InputError, InputTooLarge
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+FILES_FIELD = "files"
+RAW_MEDIA_TYPES = (
+    "application/zip",
+    "application/dicom",
+    "application/gzip",
+    "application/x-gzip",
+    "application/octet-stream",
+)
+_BATCH_BYTES = 1024**2  # handed to a thread at once
+_FIELD_MAX_BYTES = 1024
+_MAX_FIELDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedUpload:
+    """`files` lie complete in the given directory, each named by the SHA-256 of its content.
+
+    Names given by the client are dropped: they may hold a patient's name or a path. `content_digest` depends on the
+    contents of the files alone: not on their order, their names or the multipart boundary.
+    """
+
+    files: tuple[Path, ...]
+    fields: dict[str, str]
+    content_digest: str
+
+
+async def receive_upload(request: Request, into: Path, *, max_bytes: int, max_files: int) -> ReceivedUpload:
+    """Write the request's body to files in `into`.
+
+    Raises:
+        InputTooLarge: over `max_bytes` or `max_files`; what lies beyond is not read.
+        InputError: malformed multipart, an unknown media type or no file at all.
+        ClientDisconnect: the client went away in the middle.
+        OSError: the disk is full.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes + _FIELD_MAX_BYTES * _MAX_FIELDS:
+        raise _too_many_bytes(max_bytes)
+    files = _ArrivingFiles(into, max_bytes=max_bytes, max_files=max_files)
+    body = _body(request.headers.get("content-type", ""), files)
+    batch = bytearray()
+    try:
+        async for chunk in request.stream():
+            batch += chunk
+            if len(batch) >= _BATCH_BYTES:
+                await run_in_threadpool(body.feed, bytes(batch))
+                batch.clear()
+        await run_in_threadpool(body.feed, bytes(batch))
+        await run_in_threadpool(body.end)
+    finally:
+        files.close()
+    if not files.digests:
+        raise InputError(
+            "the upload has no file",
+            code="input.no_files",
+            remedy=f"send one or more files in the multipart field {FILES_FIELD!r}",
+        )
+    content = hashlib.sha256("\n".join(sorted(files.digests)).encode())
+    paths = tuple(dict.fromkeys(into / digest for digest in files.digests))
+    return ReceivedUpload(paths, body.fields, content.hexdigest())
+
+
+class _ArrivingFiles:
+    """Files written one after the other, counted and digested on the way."""
+
+    def __init__(self, into: Path, *, max_bytes: int, max_files: int) -> None:
+        self.digests: list[str] = []
+        self._into = into
+        self._max_bytes = max_bytes
+        self._max_files = max_files
+        self._bytes = 0
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+
+    def begin(self) -> None:
+        if len(self.digests) >= self._max_files:
+            raise InputTooLarge(
+                f"more than {self._max_files} files in one upload",
+                code="input.too_many_files",
+                remedy="send one series, or a zip of it",
+            )
+        self._digest = hashlib.sha256()
+        self._file = (self._into / "arriving").open("wb")
+
+    def write(self, piece: bytes) -> None:
+        assert self._file is not None
+        self._bytes += len(piece)
+        if self._bytes > self._max_bytes:
+            raise _too_many_bytes(self._max_bytes)
+        self._digest.update(piece)
+        self._file.write(piece)
+
+    def end(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        digest = self._digest.hexdigest()
+        (self._into / "arriving").replace(self._into / digest)
+        self.digests.append(digest)
+        self._file = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # a full disk has said so already
+                self._file.close()
+
+
+class _Body(Protocol):
+    fields: dict[str, str]
+
+    def feed(self, piece: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class _RawBody:
+    """The body is the file."""
+
+    def __init__(self, files: _ArrivingFiles) -> None:
+        self.fields: dict[str, str] = {}
+        self._files = files
+        self._empty = True
+
+    def feed(self, piece: bytes) -> None:
+        if piece and self._empty:
+            self._empty = False
+            self._files.begin()
+        if piece:
+            self._files.write(piece)
+
+    def end(self) -> None:
+        if not self._empty:
+            self._files.end()
+
+
+class _MultipartBody:
+    """multipart/form-data (RFC 7578): files in the field `files`, short text in the others."""
+
+    def __init__(self, boundary: bytes, files: _ArrivingFiles) -> None:
+        self.fields: dict[str, str] = {}
+        self._files = files
+        self._ended = False
+        self._header_name = b""
+        self._header_value = b""
+        self._disposition = b""
+        self._field: str | None = None
+        self._text = b""
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._on_part_begin,
+            "on_header_field": self._on_header_field,
+            "on_header_value": self._on_header_value,
+            "on_header_end": self._on_header_end,
+            "on_headers_finished": self._on_headers_finished,
+            "on_part_data": self._on_part_data,
+            "on_part_end": self._on_part_end,
+            "on_end": self._on_end,
+        }
+        self._parser = MultipartParser(boundary, callbacks)
+
+    def feed(self, piece: bytes) -> None:
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise _malformed(str(error)) from error
+
+    def end(self) -> None:
+        if not self._ended:
+            raise _malformed("the body ends before its last boundary")
+
+    def _on_part_begin(self) -> None:
+        self._header_name = self._header_value = self._disposition = b""
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name == FILES_FIELD:
+            self._field = None
+            self._files.begin()
+        elif not name or b"filename" in options or len(self.fields) >= _MAX_FIELDS:
+            raise InputError(
+                f"file in the multipart field {name!r}",
+                code="input.unknown_field",
+                remedy=f"files go into the field {FILES_FIELD!r}",
+            )
+        else:
+            self._field = name
+            self._text = b""
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._field is None:
+            self._files.write(piece)
+            return
+        self._text += piece
+        if len(self._text) > _FIELD_MAX_BYTES:
+            raise InputTooLarge(f"the field {self._field!r} is over {_FIELD_MAX_BYTES} bytes")
+
+    def _on_part_end(self) -> None:
+        if self._field is None:
+            self._files.end()
+        else:
+            self.fields[self._field] = self._text.decode("utf-8", "replace")
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+def _body(content_type: str, files: _ArrivingFiles) -> _Body:
+    media_type, options = parse_options_header(content_type)
+    if media_type == b"multipart/form-data":
+        if not options.get(b"boundary"):
+            raise _malformed("Content-Type has no boundary")
+        return _MultipartBody(options[b"boundary"], files)
+    if media_type.decode("latin-1") in RAW_MEDIA_TYPES:
+        return _RawBody(files)
+    raise InputError(
+        f"Content-Type {content_type!r}",
+        code=UNSUPPORTED_MEDIA_TYPE,
+        remedy=f"send multipart/form-data or one of {', '.join(RAW_MEDIA_TYPES)}",
+    )
+
+
+def _malformed(what: str) -> InputError:
+    return InputError(f"malformed multipart body: {what}", code=MALFORMED_MULTIPART)
+
+
+def _too_many_bytes(limit: int) -> InputTooLarge:
+    return InputTooLarge(f"the upload is over the limit of {limit} bytes", remedy="send one series at a time")

@@ -1,0 +1,42 @@
+"""The one command, `embolens`. Each subcommand has a file of its own and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cli.demo import demo
+from cli.exit_codes import exit_code_of, explain
+from cli.health import health
+from cli.phantom import phantom
+from cli.segment import segment
+from cli.serve import serve
+from imaging.errors import EmbolensError
+
+app = typer.Typer(
+    name="embolens",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find pulmonary emboli in CT pulmonary angiograms. Research use only; not for diagnosis.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 input not analysable.",
+)
+app.command()(serve)
+app.command()(segment)
+app.command()(phantom)
+app.command()(demo)
+app.command()(health)
+
+
+def main() -> None:
+    """Run the command line; every error of ours becomes one line on stderr and an exit code, here and nowhere else."""
+    try:
+        app()
+    except EmbolensError as error:
+        explain(error)
+        sys.exit(exit_code_of(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""`embolens segment`: one study on this machine, without a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from services.dicom.identity import ResultIdentity
+    from services.dicom.source_image import SourceImage
+
+_RESULT_FILES = ("findings.json", "mask.nii.gz", "artery.nii.gz", "seg.dcm", "preview.png")
+
+
+def segment(
+    path: Annotated[Path, typer.Argument(exists=True, help="DICOM folder, zip, one DICOM file, .nii or .nii.gz.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results; made if need be.", file_okay=False)],
+    min_score: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="List candidates down to this score; default: the package's.")
+    ] = None,
+    package: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Model package; default: the one shipped.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Find emboli in one CT pulmonary angiogram. Exit code 3: the input is not analysable."""
+    from imaging.errors import InputError, NotAnalysable, Reason
+
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        findings = _segment(path, output, min_score, package, device)
+    except NotAnalysable as refusal:
+        _write_not_analysable(output, refusal.reasons)
+        raise
+    except InputError as error:
+        _write_not_analysable(output, (Reason(error.code, error.message),))
+        raise
+    _print_table(findings, output)
+
+
+def _segment(path: Path, output: Path, min_score: float | None, package: Path | None, device: str) -> dict[str, Any]:
+    from cli.stage_bars import StageBars
+    from services.dicom.input_reader import read_input
+    from services.dicom.result_files import write_results
+    from services.ingest.upload import inspect_upload
+
+    with StageBars() as bars:
+        with _files_of(path) as files:
+            contents = inspect_upload(files)
+            source = read_input(contents.files, on_progress=partial(bars, "load"))
+        from models.cascade import Cascade  # torch: not before the input is known to be worth it
+
+        cascade = Cascade.load(package, device=device)
+        result = cascade.segment(source.volume, on_progress=bars, min_score=min_score)
+        result = result.with_reasons(contents.warnings)
+        bars("write", 0.0)
+        _remove_earlier_result(output)
+        written = write_results(source, result, output, _identity(cascade.package, source, min_score))
+        bars("write", 1.0)
+    findings: dict[str, Any] = written.findings.to_dict()
+    return findings
+
+
+@contextmanager
+def _files_of(path: Path) -> Iterator[list[Path]]:
+    """The files in a folder or zip, or the one file; what was unpacked is gone afterwards."""
+    from tempfile import TemporaryDirectory
+
+    from services.ingest.upload import is_zip, unpack_zip
+    from services.settings import settings
+
+    if path.is_dir():
+        yield sorted(file for file in path.rglob("*") if file.is_file())
+    elif is_zip(path):
+        limits = settings()
+        with TemporaryDirectory() as directory:
+            unpacked = Path(directory)
+            yield unpack_zip(path, unpacked, max_bytes=limits.unpacked_max_bytes, max_files=limits.upload_max_files)
+    else:
+        yield [path]
+
+
+def _identity(package: Any, source: SourceImage, min_score: float | None) -> ResultIdentity:
+    from worker.result_identity import identify_result
+
+    return identify_result(package, source.content_digest(), min_score=min_score)
+
+
+def _write_not_analysable(output: Path, reasons: Any) -> None:
+    from imaging.findings import Findings, Outcome
+    from services.version import VERSION
+
+    _remove_earlier_result(output)
+    findings = Findings(Outcome.NOT_ANALYSABLE, reasons=tuple(reasons), provenance={"software_version": VERSION})
+    (output / "findings.json").write_text(json.dumps(findings.to_dict(), indent=2) + "\n")
+
+
+def _remove_earlier_result(output: Path) -> None:
+    """So that nothing of another study lies beside this one's findings."""
+    for name in _RESULT_FILES:
+        (output / name).unlink(missing_ok=True)
+
+
+def _print_table(findings: dict[str, Any], output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"[bold]{findings['outcome']}[/bold]  scan probability {findings['scan_probability']:.3f}, "
+        f"clot burden {findings['clot_burden_ml']:.2f} ml"
+    )
+    for reason in findings["reasons"]:
+        console.print(f"[yellow]{reason['code']}[/yellow]: {reason['text']}")
+    if findings["lesions"]:
+        table = Table("id", "score", "volume ml", "diameter mm", "mean HU", "artery", "peak (L, P, S) mm")
+        for lesion in findings["lesions"]:
+            table.add_row(
+                str(lesion["id"]),
+                f"{lesion['score']:.3f}",
+                f"{lesion['volume_ml']:.2f}",
+                f"{lesion['max_diameter_mm']:.1f}",
+                f"{lesion['mean_hu']:.0f}",
+                lesion["artery_level"],
+                ", ".join(f"{value:.1f}" for value in lesion["peak_lps_mm"]),
+            )
+        console.print(table)
+    console.print(f"[dim]{findings['notice']}[/dim]")
+    for name in _RESULT_FILES:
+        if (output / name).is_file():
+            console.print(str(output / name), highlight=False, soft_wrap=True)

@@ -1,0 +1,110 @@
+"""The error tree of the whole product, drawn in one place.
+
+EmbolensError
+├── InputError                what was handed in cannot be taken (HTTP 4xx, exit code 3)
+│   └── InputTooLarge         over a limit of size, count or ratio (HTTP 413)
+├── NotAnalysable             well-formed, but no statement about emboli can be made of it (coded reasons)
+├── ConfigurationError        settings, model package or rules are wrong; an operator must act
+├── NotFound                  no such job, file or node
+├── StateConflict             the job's state does not allow what was asked for
+├── Cancelled                 somebody asked for the work to stop
+├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
+├── QueueUnavailable          the broker does not answer
+└── DeliveryError             a destination did not take an object; it will be tried again
+    └── DeliveryRefused       a destination refused an object for good: trying again cannot help
+
+Every error carries a stable `code` (what a program reads), a message with the offending value, and a remedy.
+Each edge translates the tree once: problem documents (api), DIMSE status (listener), exit codes (cli).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class EmbolensError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: what is wrong, with the offending value.
+        code: stable dotted identifier, e.g. ``input.empty_archive``.
+        remedy: what the reader can do about it.
+    """
+
+    default_code = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.remedy})" if self.remedy else self.message
+
+
+class InputError(EmbolensError):
+    default_code = "input.invalid"
+
+
+class InputTooLarge(InputError):
+    default_code = "input.too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a series cannot be analysed, or what a reader must know about how it was.
+
+    `code` is stable and dotted (``geometry.missing_slices``); `text` is for people and carries the measured value.
+    """
+
+    code: str
+    text: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "text": self.text}
+
+
+class NotAnalysable(EmbolensError):
+    """The input is well-formed, yet nothing may be said about emboli in it: never reported as "nothing found"."""
+
+    default_code = "not_analysable"
+
+    def __init__(self, reasons: Sequence[Reason]) -> None:
+        if not reasons:
+            raise ValueError("NotAnalysable needs at least one Reason")
+        super().__init__("; ".join(reason.text for reason in reasons), code=reasons[0].code)
+        self.reasons = tuple(reasons)
+
+
+class ConfigurationError(EmbolensError):
+    default_code = "configuration"
+
+
+class NotFound(EmbolensError):
+    default_code = "not_found"
+
+
+class StateConflict(EmbolensError):
+    default_code = "state_conflict"
+
+
+class Cancelled(EmbolensError):
+    default_code = "cancelled"
+
+
+class StorageFull(EmbolensError):
+    default_code = "storage_full"
+
+
+class QueueUnavailable(EmbolensError):
+    default_code = "queue_unavailable"
+
+
+class DeliveryError(EmbolensError):
+    default_code = "delivery.failed"
+
+
+class DeliveryRefused(DeliveryError):
+    default_code = "delivery.refused"

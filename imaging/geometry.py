@@ -1,0 +1,148 @@
+"""Canonical orientation, and the isotropic working grid inside a region of interest.
+
+Canonical: slices toward superior (+S), rows toward posterior (+P), columns toward left (+L), as near as permuting and
+flipping the axes comes; nothing is interpolated. The working grid keeps these axes and changes only the spacing, so
+resampling is three small matrix products, one per axis, and back again the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.volume import CtVolume
+
+Weights = NDArray[np.float32]
+
+# The canonical step of each array axis (z, y, x) in LPS: +S, +P, +L.
+_CANONICAL_STEPS = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+
+
+@dataclass(frozen=True, slots=True)
+class AxisOrder:
+    """How an array is turned into canonical orientation: `np.flip(a.transpose(axes), flipped)`."""
+
+    axes: tuple[int, ...]
+    flipped: tuple[int, ...]
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Array on the input's grid -> canonical view (no copy)."""
+        return np.flip(array.transpose(self.axes), self.flipped)
+
+    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Canonical array -> view on the input's grid."""
+        return np.flip(array, self.flipped).transpose(tuple(int(axis) for axis in np.argsort(self.axes)))
+
+
+def to_canonical(volume: CtVolume) -> tuple[CtVolume, AxisOrder]:
+    """The same voxels in canonical orientation, and the way back."""
+    # alignment[k, c]: how far array axis k runs along canonical axis c
+    alignment = volume.direction_cosines.T @ _CANONICAL_STEPS.T
+    axes = max(permutations(range(3)), key=lambda order: sum(abs(alignment[order[c], c]) for c in range(3)))
+    flipped = tuple(c for c in range(3) if alignment[axes[c], c] < 0)
+    order = AxisOrder(axes, flipped)
+    affine = volume.affine_lps[:, [*axes, 3]].copy()
+    for axis in flipped:
+        affine[:3, 3] += affine[:3, axis] * (volume.hu.shape[axes[axis]] - 1)
+        affine[:3, axis] *= -1
+    return CtVolume(order.apply(volume.hu), affine), order
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A half-open box of voxels: `start_zyx` inside, `stop_zyx` outside."""
+
+    start_zyx: tuple[int, int, int]
+    stop_zyx: tuple[int, int, int]
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        z, y, x = (slice(start, stop) for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return z, y, x
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        z, y, x = (stop - start for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return z, y, x
+
+    def grown(self, margin_zyx: tuple[int, int, int], shape_zyx: tuple[int, int, int]) -> Box:
+        """The box with a margin on every side, kept inside a volume of `shape_zyx`."""
+        starts = [max(0, s - m) for s, m in zip(self.start_zyx, margin_zyx, strict=True)]
+        stops = [min(n, s + m) for s, m, n in zip(self.stop_zyx, margin_zyx, shape_zyx, strict=True)]
+        return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkingGrid:
+    """An isotropic grid over a box of a canonical volume.
+
+    Attributes:
+        box: the voxels of the canonical volume it covers.
+        spacing_mm: of the working grid, the same along all axes.
+        shape_zyx: of the working grid.
+    """
+
+    box: Box
+    source_spacing_zyx_mm: tuple[float, float, float]
+    spacing_mm: float
+    shape_zyx: tuple[int, int, int]
+
+    @classmethod
+    def over(cls, volume: CtVolume, box: Box, spacing_mm: float) -> WorkingGrid:
+        spacing = volume.spacing_zyx_mm
+        extents_mm = [n * step for n, step in zip(box.shape_zyx, spacing, strict=True)]
+        z, y, x = (max(1, round(extent / spacing_mm)) for extent in extents_mm)
+        return cls(box, spacing, spacing_mm, (z, y, x))
+
+    def resample(self, canonical_hu: NDArray[np.int16]) -> NDArray[np.int16]:
+        """HU of the whole canonical volume -> HU on this grid, averaged where the grid is coarser than the source."""
+        weights = [
+            _interpolation(n, step / self.spacing_mm, self._shape(axis))
+            for axis, (n, step) in enumerate(zip(self.box.shape_zyx, self.source_spacing_zyx_mm, strict=True))
+        ]
+        return np.rint(_apply(canonical_hu[self.box.slices], weights)).astype(np.int16)
+
+    def restore(self, working: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values on this grid -> the box's voxels of the canonical volume, linearly; shape `box.shape_zyx`."""
+        weights = [
+            _interpolation(self._shape(axis), self.spacing_mm / step, n)
+            for axis, (n, step) in enumerate(zip(self.box.shape_zyx, self.source_spacing_zyx_mm, strict=True))
+        ]
+        return _apply(working, weights)
+
+    def _shape(self, axis: int) -> int:
+        return self.shape_zyx[axis]
+
+
+def _interpolation(source_count: int, source_step: float, target_count: int) -> Weights:
+    """(target, source) matrix between two grids whose first voxels share their outer face.
+
+    `source_step` is the source's spacing in units of the target's. A triangle as wide as the coarser of the two grids:
+    linear interpolation when refining, averaging without aliasing when coarsening.
+    """
+    centres = (np.arange(target_count) + 0.5) / source_step - 0.5
+    centres = np.clip(centres, 0, source_count - 1)
+    width = max(1.0, 1.0 / source_step)
+    weights = np.clip(1.0 - np.abs(np.arange(source_count) - centres[:, None]) / width, 0.0, None)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _apply(array: NDArray[Any], weights: list[Weights]) -> NDArray[np.float32]:
+    along_z, along_y, along_x = weights
+    in_plane = np.empty((array.shape[0], along_y.shape[0], along_x.shape[0]), dtype=np.float32)
+    transposed = np.ascontiguousarray(along_x.T)
+    for plane, source in zip(in_plane, array, strict=True):  # slice by slice: no float copy of the whole source
+        np.matmul(along_y @ source.astype(np.float32), transposed, out=plane)
+    flat = in_plane.reshape(in_plane.shape[0], -1)
+    return (along_z @ flat).reshape(along_z.shape[0], *in_plane.shape[1:])
+
+
+def cropped(volume: CtVolume, box: Box) -> CtVolume:
+    """The voxels of a box, still where they are in the patient; a view, no copy."""
+    affine = volume.affine_lps.copy()
+    affine[:3, 3] = volume.point_lps_mm(box.start_zyx)
+    return CtVolume(volume.hu[box.slices], affine)

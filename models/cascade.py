@@ -1,0 +1,252 @@
+"""The cascade: lung box -> 2D UNet ensemble -> AANet in 3D -> fusion -> lesions.
+
+What a package's `package.toml` says of it (see `models/packages.py` for the rest):
+
+    [networks.roi]             a darknet detector of the lungs
+    [networks.<name>]          one or more 2D networks named under [ensemble]
+    [networks.aanet]           embolus and artery in 3D
+    [input]       spacing_mm
+    [roi]         every_mm, min_confidence, margin_mm
+    [ensemble]    members = ["unet3tiny", "attention_unet"]
+    [window]      size_zyx, overlap
+    [fusion]      unet_weight, aanet_weight, bias, gate_reach_voxels, gate_open_at
+    [thresholds]  voxel, score, min_volume_ml, artery
+    [suitability] see imaging/suitability.py
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imaging.errors import EmbolensError, Reason
+from imaging.findings import Findings, Outcome
+from imaging.geometry import WorkingGrid, cropped, to_canonical
+from imaging.lesions import LesionThresholds, find_lesions
+from imaging.result import SegmentationResult
+from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid
+from imaging.volume import CtVolume, Mask, Probability
+from imaging.windows import aanet_input, unet_channel_stack
+from models.aanet import AANet
+from models.darknet.network import DarknetNetwork
+from models.fusion import FusionSettings, ensemble_logits, fuse
+from models.packages import ModelPackage, default_package_directory, load_network, load_package
+from models.roi import LungRegion, RoiSettings, find_lungs
+from models.sliding_window import sliding_window
+
+OnProgress = Callable[[str, float], None]
+
+_SLICES_AT_ONCE = 4
+_UNET_MULTIPLE = 16  # four poolings
+_SMALLEST_VESSEL_PIECE_MM3 = 60.0
+_LUNG_HU, _VESSEL_HU = -500, 120
+_WORTHWHILE_SHARE = 0.002  # of a window's voxels that must be lung, and vessel, for the window to be looked at
+
+
+def _ignore_progress(stage: str, fraction: float) -> None:
+    """Nobody asked."""
+
+
+class Cascade:
+    """The networks of one package, loaded once, ready for any number of volumes. Not to be shared between threads."""
+
+    def __init__(self, package: ModelPackage, device: torch.device) -> None:
+        self.package = package
+        self.device = device
+        settings = package.settings
+        self._spacing_mm = float(settings["input"]["spacing_mm"])
+        self._roi_settings = RoiSettings(**settings["roi"])
+        self._fusion_settings = FusionSettings(**settings["fusion"])
+        thresholds = dict(settings["thresholds"])
+        self._artery_threshold = float(thresholds.pop("artery"))
+        self._thresholds = LesionThresholds(**thresholds)
+        self._window_zyx = tuple(settings["window"]["size_zyx"])
+        self._overlap = float(settings["window"]["overlap"])
+        self._limits = SuitabilityLimits.from_mapping(settings.get("suitability", {}))
+        detector = load_network(package, "roi")
+        assert isinstance(detector, DarknetNetwork)
+        self._detector = detector.to(device).eval()
+        self._unets = [self._ready_2d(load_network(package, name)) for name in settings["ensemble"]["members"]]
+        aanet = load_network(package, "aanet")
+        assert isinstance(aanet, AANet)
+        self._aanet = aanet.eval().folded().to(device)
+
+    @classmethod
+    def load(cls, package_dir: Path | None = None, device: str = "auto", threads: int = 0) -> Cascade:
+        """Verify and load a package (None: the shipped one).
+
+        Args:
+            device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+            threads: CPU threads of this process; 0: all cores.
+
+        Raises:
+            ConfigurationError: a file of the package is missing or was changed.
+        """
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(load_package(package_dir or default_package_directory()), torch.device(device))
+
+    @torch.inference_mode()
+    def segment(
+        self, volume: CtVolume, *, on_progress: OnProgress | None = None, min_score: float | None = None
+    ) -> SegmentationResult:
+        """Find the emboli of one scan.
+
+        Args:
+            volume: any orientation, any spacing within the package's limits.
+            on_progress: called with (stage, fraction of that stage); may raise to stop the work.
+            min_score: list candidates down to this score too; None: the package's threshold.
+
+        Raises:
+            NotAnalysable: nothing may be said about emboli in this scan.
+        """
+        report = on_progress or _ignore_progress
+        seconds: dict[str, float] = {}
+        canonical, order = to_canonical(volume)
+        check_grid(canonical, self._limits)
+        with _stage("roi", seconds, report) as progress:
+            region = find_lungs(self._detector, canonical, self._roi_settings, progress)
+            warnings = check_coverage(region.lung_extent_zyx_mm, self._limits)
+            grid = WorkingGrid.over(canonical, region.box, self._spacing_mm)
+            hu = grid.resample(canonical.hu)
+        with _stage("unet", seconds, report) as progress:
+            unet_logits = ensemble_logits(self.slice_logits(hu, progress))
+        with _stage("aanet", seconds, report) as progress:
+            aanet_logits, artery_logits = self.volume_logits(hu, progress)
+        with _stage("fuse", seconds, report):
+            artery = torch.sigmoid(artery_logits)
+            embolus = fuse(unet_logits, aanet_logits, artery, self._fusion_settings)
+            if not bool(torch.isfinite(embolus).all()):  # would compare as "below the threshold", that is as no embolus
+                raise EmbolensError("the networks gave values that are not numbers", code="cascade.not_finite")
+            labelmap, artery_mask, findings = self._lesions(
+                canonical, region, grid, hu, embolus.cpu().numpy(), artery.cpu().numpy(), warnings, min_score
+            )
+        return SegmentationResult(
+            embolus_labelmap=np.ascontiguousarray(order.undo(labelmap)),
+            artery=np.ascontiguousarray(order.undo(artery_mask)),
+            findings=findings,
+            stage_seconds=seconds,
+        )
+
+    def slice_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> list[Tensor]:
+        """Embolus logits (z, y, x) of each 2D network."""
+        depth, height, width = hu.shape
+        padding = (0, -width % _UNET_MULTIPLE, 0, -height % _UNET_MULTIPLE)
+        logits = [torch.empty(hu.shape, device=self.device) for _ in self._unets]
+        for start in range(0, depth, _SLICES_AT_ONCE):
+            slices = range(start, min(depth, start + _SLICES_AT_ONCE))
+            channels = torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device)
+            channels = F.pad(channels, padding).contiguous(memory_format=torch.channels_last)
+            with self._autocast():
+                for network, out in zip(self._unets, logits, strict=True):
+                    out[slices.start : slices.stop] = network(channels)[:, 0, :height, :width].float()
+            progress(slices.stop / depth)
+        return logits
+
+    def volume_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> tuple[Tensor, Tensor]:
+        """Embolus and artery logits (z, y, x) of AANet; windows with nothing to look at stay at "surely not"."""
+
+        def worth_looking(window: tuple[slice, slice, slice]) -> bool:
+            inside = hu[window]
+            least = _WORTHWHILE_SHARE * inside.size
+            return bool((inside < _LUNG_HU).sum() > least and (inside > _VESSEL_HU).sum() > least)
+
+        def predict(windows: Tensor) -> Tensor:
+            with self._autocast():
+                embolus, artery = self._aanet.forward_logits(windows)
+            # Probabilities blend, logits do not: one window's certainty must not outshout its neighbour.
+            return torch.sigmoid(torch.cat((embolus, artery), dim=1).float())
+
+        z, y, x = self._window_zyx
+        blended = sliding_window(
+            torch.from_numpy(aanet_input(hu)).to(self.device),
+            predict,
+            window_zyx=(z, y, x),
+            overlap=self._overlap,
+            keep=worth_looking,
+            on_progress=progress,
+        )
+        logits = torch.logit(blended, eps=1e-6)
+        return logits[0], logits[1]
+
+    def _lesions(
+        self,
+        canonical: CtVolume,
+        region: LungRegion,
+        grid: WorkingGrid,
+        hu: NDArray[np.int16],
+        embolus: Probability,
+        artery: Probability,
+        warnings: tuple[Reason, ...],
+        min_score: float | None,
+    ) -> tuple[NDArray[np.uint16], Mask, Findings]:
+        lumen_hu = hu[(artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)]
+        artery_ml = lumen_hu.size * self._spacing_mm**3 / 1000.0
+        artery_hu = float(np.median(lumen_hu)) if lumen_hu.size else 0.0
+        warnings += check_contrast(artery_ml, artery_hu, self._limits)
+
+        part = cropped(canonical, region.box)
+        artery_part = grid.restore(artery) > self._artery_threshold
+        smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
+        artery_part = cc3d.dust(artery_part, threshold=smallest, connectivity=26).astype(bool)
+        found = find_lesions(grid.restore(embolus), artery_part, part, self._thresholds, min_score=min_score)
+
+        labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
+        labelmap[region.box.slices] = found.labelmap
+        artery_mask = np.zeros(canonical.shape_zyx, dtype=bool)
+        artery_mask[region.box.slices] = artery_part | (found.labelmap > 0)
+        reported = found.scan_probability >= self._thresholds.score
+        findings = Findings(
+            outcome=Outcome.EMBOLUS_FOUND if reported else Outcome.NO_EMBOLUS,
+            reasons=warnings,
+            scan_probability=found.scan_probability,
+            lesions=found.lesions,
+            score_threshold=self._thresholds.score,
+            provenance={
+                "package": {
+                    "name": self.package.name,
+                    "version": self.package.version,
+                    "sha256": self.package.sha256,
+                },
+                "thresholds": dict(self.package.settings["thresholds"]),
+                "min_score": min_score,
+                "artery_hu": round(artery_hu, 1),
+                "lung_height_mm": round(region.lung_extent_zyx_mm[0], 1),
+            },
+        )
+        return labelmap, artery_mask, findings
+
+    def _ready_2d(self, network: nn.Module) -> nn.Module:
+        network.to(self.device).eval()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """bf16 costs time where the processor has no instruction for it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float], report: OnProgress) -> Iterator[Callable[[float], None]]:
+    report(name, 0.0)
+    started = time.perf_counter()
+    yield lambda fraction: report(name, fraction)
+    seconds[name] = time.perf_counter() - started
+    report(name, 1.0)

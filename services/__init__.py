@@ -1,0 +1,1 @@
+"""Everything that touches DICOM, disk, database or network."""

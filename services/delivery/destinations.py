@@ -1,0 +1,113 @@
+"""Who gets the results: known DICOM nodes, folders and routes in one TOML (deploy/destinations.toml)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from services.store.jobs import Delivery
+from services.store.rows import JobRow, Source
+from services.store.study_store import relative_result_path
+from services.toml_file import TomlTable
+
+if TYPE_CHECKING:
+    from services.dicom.result_files import ResultFiles
+
+ORIGIN = "origin"
+NODE = "node:"
+FOLDER = "folder:"
+
+
+def _known_kind(destination: str) -> str:
+    if destination != ORIGIN and not destination.startswith((NODE, FOLDER)):
+        raise ValueError(f'{destination!r} is none of "origin", "node:AE_TITLE", "folder:NAME"')
+    return destination
+
+
+AeTitle = Annotated[str, Field(min_length=1, max_length=16)]
+RouteTarget = Annotated[str, AfterValidator(_known_kind)]
+
+
+class Node(TomlTable):
+    """A DICOM node that takes C-STORE."""
+
+    ae_title: AeTitle
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+
+
+class Folder(TomlTable):
+    """A directory that objects are copied into."""
+
+    name: str = Field(min_length=1, max_length=64)
+    path: Path
+
+
+class Route(TomlTable):
+    """Where the results of some jobs go."""
+
+    source: Source | None = None
+    calling_ae_title: str | None = None
+    to: tuple[RouteTarget, ...]
+
+    def fits(self, job: JobRow) -> bool:
+        return (self.source is None or self.source.value == job.source) and (
+            self.calling_ae_title is None or self.calling_ae_title == (job.calling_ae_title or "").strip()
+        )
+
+
+_BACK_TO_WHERE_IT_CAME_FROM = Route(to=(ORIGIN,))
+
+
+class Destinations(TomlTable):
+    """The content of deploy/destinations.toml, where it is explained."""
+
+    nodes: tuple[Node, ...] = ()
+    folders: tuple[Folder, ...] = ()
+    routes: tuple[Route, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique_and_known(self) -> Destinations:
+        known = set(self.names())
+        if len(known) < len(self.names()):
+            raise ValueError("two nodes or two folders have the same name")
+        for route in self.routes:
+            if unknown := set(route.to) - known - {ORIGIN}:
+                raise ValueError(f"a route leads to {', '.join(sorted(unknown))}, which is not listed")
+        return self
+
+    def deliveries_for(self, job: JobRow, written: ResultFiles) -> list[Delivery]:
+        """The outbox rows of a finished job: every result object for every destination of its route.
+
+        A node that nobody has listed gets its rows all the same: they wait, visibly, instead of being lost.
+        """
+        objects = [] if written.seg is None else [written.seg]
+        return [
+            Delivery(
+                destination=destination,
+                object_path=relative_result_path(job.id, one.path.name),
+                sop_class_uid=one.sop_class_uid,
+                sop_instance_uid=one.sop_instance_uid,
+            )
+            for destination in self.destinations_of(job)
+            for one in objects
+        ]
+
+    def destinations_of(self, job: JobRow) -> list[str]:
+        """Where the job's results go, as written into the outbox: "node:AE_TITLE" or "folder:NAME"."""
+        route = next((route for route in self.routes if route.fits(job)), _BACK_TO_WHERE_IT_CAME_FROM)
+        origin = NODE + job.calling_ae_title.strip() if job.calling_ae_title else None
+        named = [origin if target == ORIGIN else target for target in route.to]
+        return list(dict.fromkeys(destination for destination in named if destination is not None))
+
+    def names(self) -> list[str]:
+        """Every node and folder as it is written into the outbox."""
+        return [NODE + node.ae_title for node in self.nodes] + [FOLDER + folder.name for folder in self.folders]
+
+    def node(self, ae_title: str) -> Node | None:
+        return next((node for node in self.nodes if node.ae_title == ae_title), None)
+
+    def folder(self, name: str) -> Folder | None:
+        return next((folder for folder in self.folders if folder.name == name), None)

@@ -1,0 +1,84 @@
+"""Making good what a crash or an emptied queue left behind: nothing that was accepted waits for ever."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+
+from imaging.errors import QueueUnavailable
+from services.settings import Settings
+from services.store.jobs import WORKER_LOST, JobStore, utc_now
+from services.store.rows import JobRow, Priority
+from services.store.study_store import StudyStore
+from services.task_queue import TaskQueue
+
+log = logging.getLogger(__name__)
+
+_DAY_S = 24 * 3600.0
+_LEFTOVERS_EVERY_S = 3600.0
+_FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
+
+
+class Sweep:
+    """Run every few seconds by the relay; harmless when several relays do it."""
+
+    def __init__(self, settings: Settings, store: StudyStore, jobs: JobStore, queue: TaskQueue) -> None:
+        self._settings = settings
+        self._store = store
+        self._jobs = jobs
+        self._queue = queue
+        self._queue_answers = True
+        self._leftovers_at = -_LEFTOVERS_EVERY_S
+
+    def run(self) -> None:
+        for job_id in self._jobs.take_back_expired(max_attempts=self._settings.max_attempts):
+            log.warning("job %s was taken back from a worker that went silent", job_id)
+        self._enqueue_what_the_queue_lost()
+        if removed := self._store.remove_stale_arrivals(older_than_s=_DAY_S):
+            log.info("%d unfinished arrivals older than a day removed", removed)
+        if time.monotonic() - self._leftovers_at >= _LEFTOVERS_EVERY_S:
+            self._leftovers_at = time.monotonic()
+            self._remove_directories_without_job()
+
+    def _enqueue_what_the_queue_lost(self) -> None:
+        """Queued jobs of which the queue knows nothing.
+
+        A job that a worker has taken from the queue and not yet claimed is enqueued a second time; whoever comes
+        second finds it claimed.
+        """
+        try:
+            waiting = self._queue.waiting()
+        except QueueUnavailable as error:
+            if self._queue_answers:
+                log.warning("%s; jobs wait until it does", error.message)
+            self._queue_answers = False
+            return
+        self._queue_answers = True
+        now = utc_now()
+        for job in self._jobs.queued():
+            if job.id not in waiting and job.updated_at + self._wait(job) < now:
+                log.info("job %s is enqueued again", job.id)
+                self._queue.enqueue(job.id, Priority(job.priority))
+
+    def _wait(self, job: JobRow) -> timedelta:
+        """How long the job has been queued before the sweep enqueues it: longer with every attempt that failed.
+
+        A worker that went silent has let a whole lease pass already.
+        """
+        failed = job.attempts if job.error_code not in (None, WORKER_LOST) else 0
+        spacing_s = _FIRST_WAIT_S * 3.0 ** (failed - 1) if failed else 0.0
+        return timedelta(seconds=max(self._settings.sweep_s, spacing_s))
+
+    def _remove_directories_without_job(self) -> None:
+        """Job directories older than a day that no row knows, as a process leaves behind that died before its insert.
+
+        Those from before the first row are left alone: they are another database's, not leftovers.
+        """
+        first = self._jobs.first_created_at()
+        if first is None:
+            return
+        old = [job_id for job_id, changed_at in self._store.old_jobs(older_than_s=_DAY_S).items() if changed_at > first]
+        for job_id in self._jobs.unknown_among(old):
+            log.info("the directory of job %s, which does not exist, is removed", job_id)
+            self._store.remove_job(job_id)

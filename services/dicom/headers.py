@@ -1,0 +1,130 @@
+"""Reading a DICOM file's attributes from hostile input: every failure is an `InputError`, every odd value a None."""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom.config
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.valuerep import DSfloat, format_number_as_ds
+
+from imaging.errors import InputError
+
+# What is read here is checked here, value by value; pydicom's warnings would put patients' names into the logs.
+# For the process and not around each call, since warning filters are no thread's own.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+# What pydicom lets through on malformed bytes (it parses values on access, so reading an attribute can raise them too).
+MALFORMED = (
+    InvalidDicomError,
+    BytesLengthException,
+    struct.error,
+    zlib.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def read_header(path: Path, *, keywords: Sequence[str] | None = None) -> Dataset:
+    """Everything of the file before its pixel data; only `keywords` where given.
+
+    Raises:
+        InputError: `input.unreadable` where the file system refuses; `input.not_dicom` where there is no SOP class.
+    """
+    try:
+        header = dcmread(
+            path, stop_before_pixels=True, force=True, specific_tags=None if keywords is None else list(keywords)
+        )
+    except OSError as error:
+        if error.errno is None:  # raised by pydicom about the content, not by the file system
+            raise _not_dicom(path) from error
+        raise InputError(f"cannot read {path.name}: {error.strerror}", code="input.unreadable") from error
+    except MALFORMED as error:
+        raise _not_dicom(path) from error
+    if not text(header, "SOPClassUID") and not is_directory(header):
+        raise _not_dicom(path)
+    return header
+
+
+def _not_dicom(path: Path) -> InputError:
+    return InputError(
+        f"{path.name} is not a DICOM file",
+        code="input.not_dicom",
+        remedy="hand in DICOM files, a zip of them, or NIfTI",
+    )
+
+
+def is_directory(header: Dataset) -> bool:
+    """Whether this is a DICOMDIR (PS3.3 Annex F), which lists images but is none."""
+    meta = getattr(header, "file_meta", None)
+    return meta is not None and text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """The attribute as stripped text, several values joined by backslash; empty where absent or malformed."""
+    try:
+        value = header.get(keyword)
+        if value is None:
+            return ""
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            return str(value).strip()
+        return "\\".join(str(item) for item in value).strip()
+    except MALFORMED:
+        return ""
+
+
+def number(header: Dataset, keyword: str) -> float | None:
+    """The attribute as one finite number, or None."""
+    values = numbers(header, keyword, 1)
+    return None if values is None else float(values[0])
+
+
+def integer(header: Dataset, keyword: str) -> int | None:
+    value = number(header, keyword)
+    return int(value) if value is not None and value == math.floor(value) else None
+
+
+def numbers(header: Dataset, keyword: str, count: int) -> NDArray[np.float64] | None:
+    """The attribute as exactly `count` finite numbers, or None."""
+    try:
+        value = header.get(keyword)
+        if value is None or isinstance(value, bytes):
+            return None
+        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    except MALFORMED:
+        return None
+    return values if values.shape == (count,) and bool(np.all(np.isfinite(values))) else None
+
+
+def first_item(header: Dataset, keyword: str) -> Dataset | None:
+    """The first item of a sequence, or None."""
+    try:
+        sequence = header.get(keyword)
+        return sequence[0] if sequence else None
+    except MALFORMED:
+        return None
+
+
+def decimal_strings(values: object) -> list[DSfloat]:
+    """Numbers as DS values to write, at most 16 characters each (PS3.5 6.2); minus zero becomes zero."""
+    return [DSfloat(format_number_as_ds(float(value) + 0.0)) for value in np.asarray(values, dtype=np.float64)]

@@ -1,0 +1,134 @@
+"""One image plane of a CT series: a single-frame instance, or one frame of a multi-frame instance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from imaging.errors import InputError, NotAnalysable, Reason
+from services.dicom import reason_codes
+from services.dicom.headers import MALFORMED, first_item, integer, number, numbers, text
+from services.dicom.storage import MULTI_FRAME_CT_SOP_CLASSES
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImagePlane:
+    """Where a plane lies and how its stored values become HU (PS3.3 C.7.6.2, C.8.2.1; functional groups C.7.6.16).
+
+    Attributes:
+        frame_index: 0-based frame of a multi-frame instance; None for a single-frame one.
+        position_lps_mm: centre of the first voxel (ImagePositionPatient); None where absent or malformed.
+        orientation: ImageOrientationPatient as (2, 3): direction of a row (towards growing column), then of a column;
+            None where absent or not orthonormal.
+        pixel_spacing_mm: distance between (rows, columns); None where absent or not positive.
+    """
+
+    path: Path
+    header: Dataset
+    frame_index: int | None
+    sop_instance_uid: str
+    rows: int
+    columns: int
+    position_lps_mm: Vector | None
+    orientation: Vector | None
+    pixel_spacing_mm: Vector | None
+    slope: float
+    intercept: float
+    is_localizer: bool
+
+    @property
+    def has_geometry(self) -> bool:
+        return self.position_lps_mm is not None and self.orientation is not None and self.pixel_spacing_mm is not None
+
+
+def is_multi_frame(header: Dataset) -> bool:
+    return text(header, "SOPClassUID") in MULTI_FRAME_CT_SOP_CLASSES
+
+
+def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
+    """The planes of one instance, in frame order.
+
+    Raises:
+        InputError: `input.no_image` for impossible rows or columns, `input.invalid` for impossible frames or no UID.
+        NotAnalysable: frames of an old multi-frame object, which have no position of their own.
+    """
+    rows, columns = integer(header, "Rows"), integer(header, "Columns")
+    if not rows or not columns or rows < 0 or columns < 0:
+        raise InputError(f"{path.name} has no image: rows {rows}, columns {columns}", code="input.no_image")
+    if not text(header, "SOPInstanceUID"):
+        raise InputError(f"{path.name} has no SOP Instance UID: no result could refer to it")
+    if not is_multi_frame(header):
+        # Old secondary captures of several frames carry no position per frame: nothing can be measured in them.
+        if (integer(header, "NumberOfFrames") or 1) > 1:
+            raise NotAnalysable(
+                [Reason(reason_codes.NO_GEOMETRY, f"{path.name}: frames without a position of their own")]
+            )
+        return [_plane(path, header, None, rows, columns, [header])]
+    try:
+        frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
+    except MALFORMED as error:
+        raise InputError(f"{path.name}: the per-frame functional groups are malformed") from error
+    if not frames or len(frames) != integer(header, "NumberOfFrames"):
+        raise InputError(
+            f"{path.name}: {len(frames)} per-frame groups, NumberOfFrames {text(header, 'NumberOfFrames')}"
+        )
+    shared = first_item(header, "SharedFunctionalGroupsSequence") or Dataset()
+    return [
+        _plane(path, header, index, rows, columns, _functional_groups(frame, shared))
+        for index, frame in enumerate(frames)
+    ]
+
+
+def _functional_groups(frame: Dataset, shared: Dataset) -> list[Dataset]:
+    """The macros that place a frame and scale its values: its own before the shared ones (PS3.3 C.7.6.16)."""
+    macros = (
+        "PlanePositionSequence",
+        "PlaneOrientationSequence",
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+    )
+    items = [first_item(groups, macro) for macro in macros for groups in (frame, shared)]
+    return [item for item in items if item is not None]
+
+
+def _plane(
+    path: Path, header: Dataset, frame_index: int | None, rows: int, columns: int, sources: list[Dataset]
+) -> ImagePlane:
+    def vector(keyword: str, count: int) -> Vector | None:
+        return next((found for source in sources if (found := numbers(source, keyword, count)) is not None), None)
+
+    def scalar(keyword: str, default: float) -> float:
+        return next((found for source in sources if (found := number(source, keyword)) is not None), default)
+
+    cosines = vector("ImageOrientationPatient", 6)
+    spacing = vector("PixelSpacing", 2)
+    return ImagePlane(
+        path=path,
+        header=header,
+        frame_index=frame_index,
+        sop_instance_uid=text(header, "SOPInstanceUID"),
+        rows=rows,
+        columns=columns,
+        position_lps_mm=vector("ImagePositionPatient", 3),
+        orientation=None if cosines is None else _orthonormal(cosines.reshape(2, 3)),
+        pixel_spacing_mm=spacing if spacing is not None and np.all(spacing > 1e-3) else None,
+        slope=scalar("RescaleSlope", 1.0),
+        intercept=scalar("RescaleIntercept", 0.0),
+        is_localizer="LOCALIZER" in text(header, "ImageType").upper().split("\\"),
+    )
+
+
+def _orthonormal(orientation: Vector) -> Vector | None:
+    """The orientation freed of the rounding of its decimals, or None where it is not a rotation."""
+    row, column = orientation
+    if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
+        return None
+    row = row / np.linalg.norm(row)
+    column = column - (column @ row) * row
+    return np.stack([row, column / np.linalg.norm(column)])

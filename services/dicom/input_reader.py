@@ -1,0 +1,79 @@
+"""One door for every kind of image: DICOM files, a folder of them, or one NIfTI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imaging.errors import InputError, NotAnalysable, Reason
+from services.dicom import reason_codes
+from services.dicom.nifti_reader import SourceNifti, read_nifti
+from services.dicom.series_reader import SourceSeries, inspect_headers, read_series
+from services.dicom.source_image import OnProgress
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_GZIP_MAGIC = b"\x1f\x8b"
+_HEADER_SIZES = {348, 540}  # sizeof_hdr of NIfTI-1 and NIfTI-2, the first four bytes
+
+
+def is_nifti(path: Path) -> bool:
+    """By its first bytes, or its name: uploads are stored without one, and damage should be named as a NIfTI's.
+
+    Anything compressed with gzip counts as one; `check_nifti` looks inside.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.read(4)
+    except OSError as error:
+        raise InputError(f"cannot read {path.name}: {error.strerror}", code="input.unreadable") from error
+    sizes = {int.from_bytes(first, "little"), int.from_bytes(first, "big")} if len(first) == 4 else set()
+    by_content = first[:2] == _GZIP_MAGIC or bool(sizes & _HEADER_SIZES)
+    return by_content or path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def read_input(path: Path | Sequence[Path], *, on_progress: OnProgress | None = None) -> SourceSeries | SourceNifti:
+    """Read one CT image. Both results are a `SourceImage`: `.volume`, `.reasons`, and what the writers need.
+
+    Args:
+        path: a folder, one file, or files. DICOM objects of other series (reports, earlier results, scouts of their
+            own) are left out with a warning, provided exactly one CT series is there.
+        on_progress: called with the fraction read.
+
+    Raises:
+        InputError: not an image; nothing there.
+        NotAnalysable: several patients or CT series, no CT, or no regular stack.
+    """
+    files = _files(path)
+    if not files:
+        raise InputError("no files were handed in", code="input.empty")
+    if any(is_nifti(file) for file in files):
+        if len(files) > 1:
+            raise InputError(f"{len(files)} files with a NIfTI among them, one NIfTI is read at a time")
+        return read_nifti(files[0], on_progress=on_progress)
+    return _read_dicom(files, on_progress)
+
+
+def _files(path: Path | Sequence[Path]) -> list[Path]:
+    if not isinstance(path, Path):
+        return list(path)
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    if not path.is_file():
+        raise InputError(f"no such file or folder: {path.name}", code="input.unreadable")
+    return [path]
+
+
+def _read_dicom(files: Sequence[Path], on_progress: OnProgress | None) -> SourceSeries:
+    summary = inspect_headers(files)
+    if len(summary.patient_ids) > 1:
+        text = f"images of {len(summary.patient_ids)} patients, hand in one at a time"
+        raise NotAnalysable([Reason(reason_codes.MULTIPLE_PATIENTS, text)])
+    if len(summary.ct_series) > 1:
+        text = f"{len(summary.ct_series)} CT series, hand in one at a time"
+        raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, text)])
+    if not summary.ct_series or len(summary.series) == 1:
+        return read_series(files, on_progress=on_progress)
+    source = read_series(summary.ct_series[0].paths, on_progress=on_progress)
+    ignored = len(files) - len(summary.ct_series[0].paths)
+    warning = Reason(reason_codes.OTHER_OBJECTS_IGNORED, f"{ignored} objects of other series were ignored")
+    return source.with_reasons(warning)

@@ -1,0 +1,113 @@
+"""Stored pixel values to Hounsfield units, one plane at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+)
+
+from imaging.errors import NotAnalysable, Reason
+from services.dicom import reason_codes
+from services.dicom.headers import MALFORMED, integer, text
+from services.dicom.image_plane import ImagePlane
+
+# Air in a CT image; whatever lies below was never measured (circle outside the reconstruction, -2000 or -3024).
+AIR_HU = -1024
+INT16_MAX = 32767
+# HU that tissue and contrast medium have: a padding value in this range is believed only where the corners carry it.
+TISSUE_HU = (-900.0, 3071.0)
+# 12-bit JPEG (PS3.5 A.4.1) is decoded by none of pydicom's plugins under a permissive licence; GDCM in SimpleITK can.
+DECODED_BY_SIMPLEITK = frozenset({JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
+
+
+def read_hu(plane: ImagePlane) -> NDArray[np.int16]:
+    """HU of one plane, int16 (row, column): rescaled, padding and everything below -1024 set to -1024.
+
+    Raises:
+        NotAnalysable: `pixels.unreadable` where the pixel data cannot be decoded or has another size than announced.
+        OSError: the file system refuses, which says nothing about the image.
+    """
+    try:
+        stored, slope, intercept = _stored_values(plane)
+    except (*MALFORMED, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _unreadable(plane, f"{type(error).__name__}: {error}") from error
+    if stored.shape != (plane.rows, plane.columns):
+        raise _unreadable(plane, f"decoded to {stored.shape}, announced {(plane.rows, plane.columns)}")
+    return to_hu(stored, slope, intercept, padding=_padding_range(plane.header))
+
+
+def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
+    frame = "" if plane.frame_index is None else f", frame {plane.frame_index + 1}"
+    message = f"pixel data of {plane.path.name}{frame} cannot be read: {cause[:300]}"
+    return NotAnalysable([Reason(reason_codes.PIXELS_UNREADABLE, message)])
+
+
+def _stored_values(plane: ImagePlane) -> tuple[NDArray[Any], float, float]:
+    """Stored values (row, column) with the slope and intercept that are still to be applied."""
+    if plane.frame_index is not None:
+        return pixel_array(plane.path, index=plane.frame_index), plane.slope, plane.intercept
+    dataset = dcmread(plane.path, force=True)
+    transfer_syntax_uid = _transfer_syntax_uid(dataset)
+    if transfer_syntax_uid in DECODED_BY_SIMPLEITK:
+        import SimpleITK  # here: 140 MB that the gateway, which only looks at headers, does without
+
+        values: NDArray[Any] = SimpleITK.GetArrayFromImage(
+            SimpleITK.ReadImage(str(plane.path))
+        )  # GDCM has applied the rescale already
+        return values.reshape(values.shape[-2:]), 1.0, 0.0
+    if integer(dataset, "SamplesPerPixel") not in (None, 1):
+        raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
+    return dataset.pixel_array, plane.slope, plane.intercept
+
+
+def _transfer_syntax_uid(dataset: Dataset) -> str:
+    """Of the file meta information; guessed, and put there for pydicom, where the file has none."""
+    found = text(dataset.file_meta, "TransferSyntaxUID")
+    if not found:
+        is_implicit, _ = dataset.original_encoding
+        found = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = found
+    return found
+
+
+def _padding_range(header: Dataset) -> tuple[float, float] | None:
+    """PixelPaddingValue and PixelPaddingRangeLimit as stored values, lowest first (PS3.3 C.7.5.1.1.2)."""
+    value = integer(header, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = integer(header, "PixelPaddingRangeLimit")
+    # Written as US where the pixels are signed (63536 for -2000), as many archives do
+    signed = integer(header, "PixelRepresentation") == 1
+    values = [v - 65536 if signed and v > 32767 else v for v in (value, value if limit is None else limit)]
+    return float(min(values)), float(max(values))
+
+
+def to_hu(
+    stored: NDArray[Any], slope: float, intercept: float, padding: tuple[float, float] | None
+) -> NDArray[np.int16]:
+    """HU = stored * slope + intercept (PS3.3 C.11.1.1.2), padded and clipped to -1024..32767, rounded to int16."""
+    hu: NDArray[Any]
+    if slope == 1.0 and float(intercept).is_integer() and np.issubdtype(stored.dtype, np.integer):
+        hu = stored.astype(np.int32) + np.int32(np.clip(intercept, -(2**30), 2**30))
+    else:
+        hu = np.rint(stored.astype(np.float64) * slope + intercept)
+    clipped: NDArray[np.int16] = np.clip(hu, AIR_HU, INT16_MAX).astype(np.int16)
+    if padding is not None:
+        is_padding = (stored >= padding[0]) & (stored <= padding[1])
+        low, high = sorted((padding[0] * slope + intercept, padding[1] * slope + intercept))
+        is_tissue = high > TISSUE_HU[0] and low < TISSUE_HU[1]
+        corners = is_padding[[0, 0, -1, -1], [0, -1, 0, -1]]
+        if not is_tissue or corners.any():
+            clipped[is_padding] = AIR_HU
+    return clipped

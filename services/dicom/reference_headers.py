@@ -1,0 +1,155 @@
+"""The source series as result objects refer to it: clean headers, whatever the scanner or an anonymiser left of them.
+
+Only what a result copies or refers to is kept, every value checked; a type 2 attribute that is missing or malformed
+becomes empty (PS3.5 7.4.3), an identity that is missing is derived, so that a result can be written and found again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from highdicom import SpecificCharacterSetValues
+from pydicom.config import RAISE
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.valuerep import validate_value
+
+from services.dicom.headers import MALFORMED, decimal_strings, integer, numbers, text
+from services.dicom.series_reader import SourceSeries
+from services.dicom.uids import derive_uid
+
+# Patient and General Study modules, type 2 (PS3.3 C.7.1.1, C.7.2.1)
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+# Copied where present and valid; the equipment ones name the scanner in the contributing equipment.
+_TYPE_3 = (
+    "IssuerOfPatientID",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyDescription",
+    "Manufacturer",
+    "InstitutionName",
+    "StationName",
+    "ManufacturerModelName",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "PositionReferenceIndicator",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+DEFAULT_CHARACTER_SET = "ISO_IR 192"
+
+
+def reference_headers(source: SourceSeries) -> list[Dataset]:
+    """One header per slice in volume order, or the multi-frame instance's one, as highdicom wants its source images."""
+    common = _common_header(source)
+    if source.is_multi_frame:
+        return [_multi_frame_header(source, common)]
+    return [_single_frame_header(source, common, index) for index in range(len(source.headers))]
+
+
+def _common_header(source: SourceSeries) -> Dataset:
+    first = source.headers[0]
+    header = Dataset()
+    header.SpecificCharacterSet = _character_set(first)
+    for keyword in (*_TYPE_2, *_TYPE_3):
+        _copy_if_valid(first, header, keyword)
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    first_sop_instance_uid = source.sop_instance_uids[0]
+    header.StudyInstanceUID = source.study_instance_uid or derive_uid("study of", first_sop_instance_uid)
+    header.SeriesInstanceUID = source.series_instance_uid or derive_uid("series of", first_sop_instance_uid)
+    header.FrameOfReferenceUID = text(first, "FrameOfReferenceUID") or derive_uid(
+        "frame of reference of", header.SeriesInstanceUID
+    )
+    header.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
+    header.SOPClassUID = text(first, "SOPClassUID")
+    header.Modality = "CT"
+    header.Rows, header.Columns = source.volume.shape_zyx[1:]
+    return header
+
+
+def _character_set(header: Dataset) -> str | list[str]:
+    """The source's, so that a PACS compares like with like; UTF-8 where it has none or one that highdicom lacks."""
+    names = text(header, "SpecificCharacterSet").split("\\")
+    try:
+        return [SpecificCharacterSetValues(name).value for name in names]
+    except ValueError:
+        return DEFAULT_CHARACTER_SET
+
+
+def _copy_if_valid(source: Dataset, target: Dataset, keyword: str) -> None:
+    try:
+        element = source[keyword]
+        if element.value in (None, ""):
+            return
+        values = element.value if element.VM > 1 else [element.value]
+        for value in values:
+            validate_value(element.VR, str(value), RAISE)
+        target[keyword] = element
+    except MALFORMED:  # KeyError where it is absent
+        return
+
+
+def _single_frame_header(source: SourceSeries, common: Dataset, index: int) -> Dataset:
+    header = Dataset()
+    header.update(common)
+    header.SOPInstanceUID = source.sop_instance_uids[index]
+    # The position as the source writes it, so that viewers find the slice; orientation and spacing free of rounding
+    position = numbers(source.headers[index], "ImagePositionPatient", 3)
+    header.ImagePositionPatient = decimal_strings(
+        source.volume.point_lps_mm((index, 0, 0)) if position is None else position
+    )
+    _place(source, header, header)
+    return header
+
+
+def _multi_frame_header(source: SourceSeries, common: Dataset) -> Dataset:
+    header = Dataset()
+    header.update(common)
+    header.SOPInstanceUID = source.sop_instance_uids[0]
+    header.NumberOfFrames = len(source.frame_indices)
+    orientation, measures = Dataset(), Dataset()
+    _place(source, orientation, measures)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = DicomSequence([orientation])
+    shared.PixelMeasuresSequence = DicomSequence([measures])
+    header.SharedFunctionalGroupsSequence = DicomSequence([shared])
+    frames = []
+    for index in np.argsort(source.frame_indices):
+        position, frame = Dataset(), Dataset()
+        position.ImagePositionPatient = decimal_strings(source.volume.point_lps_mm((index, 0, 0)))
+        frame.PlanePositionSequence = DicomSequence([position])
+        frames.append(frame)
+    header.PerFrameFunctionalGroupsSequence = DicomSequence(frames)
+    return header
+
+
+def _place(source: SourceSeries, orientation: Dataset, measures: Dataset) -> None:
+    slice_mm, row_mm, column_mm = source.volume.spacing_zyx_mm
+    cosines = source.volume.direction_cosines
+    orientation.ImageOrientationPatient = decimal_strings([*cosines[:, 2], *cosines[:, 1]])
+    measures.PixelSpacing = decimal_strings([row_mm, column_mm])
+    # A segment's voxel reaches from slice to slice, however thick the X-ray beam was
+    measures.SliceThickness = decimal_strings([slice_mm])[0]
+    measures.SpacingBetweenSlices = decimal_strings([slice_mm])[0]
+
+
+def series_number(source: SourceSeries) -> int:
+    """A number for the result's series that sorts behind the scanner's and tells the source series apart."""
+    return 9000 + abs(integer(source.headers[0], "SeriesNumber") or 0) % 1000

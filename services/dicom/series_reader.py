@@ -1,0 +1,171 @@
+"""A CT series from its files to a `CtVolume`: complete and in its place in the patient, or refused with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from imaging.errors import InputError, InputTooLarge, NotAnalysable, Reason
+from imaging.volume import CtVolume, Hu
+from services.dicom import reason_codes
+from services.dicom.headers import is_directory, read_header, text
+from services.dicom.image_plane import ImagePlane, is_multi_frame, planes_of
+from services.dicom.label_nifti import nifti_of
+from services.dicom.pixel_reader import read_hu
+from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, modality_of
+from services.dicom.source_image import MAX_VOXELS, OnProgress, digest_of
+from services.dicom.stack_geometry import arrange, drop_localizers
+
+__all__ = ["SeriesInfo", "SeriesSummary", "SourceSeries", "inspect_headers", "read_series"]
+
+DECODING_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceSeries:
+    """A CT series that has been read; a `SourceImage`.
+
+    Attributes:
+        volume: HU, slices sorted along the normal of the image plane.
+        headers: data sets without pixel data, one per slice in volume order; for a multi-frame instance its only one.
+        sop_instance_uids: one per slice (the same for all frames of one instance).
+        frame_indices: 0-based frame of each slice within its instance; all 0 for single-frame instances.
+        reasons: warnings, e.g. localizers that were left out.
+    """
+
+    volume: CtVolume
+    headers: tuple[Dataset, ...]
+    sop_instance_uids: tuple[str, ...]
+    study_instance_uid: str
+    series_instance_uid: str
+    reasons: tuple[Reason, ...] = ()
+    frame_indices: tuple[int, ...] = ()
+    kind: Literal["dicom"] = "dicom"
+
+    @property
+    def is_multi_frame(self) -> bool:
+        return len(self.headers) == 1
+
+    def with_reasons(self, *reasons: Reason) -> SourceSeries:
+        return replace(self, reasons=(*self.reasons, *reasons))
+
+    def sop_instance_uid_at(self, point_lps_mm: tuple[float, float, float]) -> str | None:
+        index = round(float(self.volume.index_zyx(point_lps_mm)[0]))
+        return self.sop_instance_uids[min(max(index, 0), len(self.sop_instance_uids) - 1)]
+
+    def nifti_image(self, labels: NDArray[Any]) -> Nifti1Image:
+        return nifti_of(labels, self.volume.affine_lps)
+
+    def input_identity(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "study_instance_uid": self.study_instance_uid,
+            "series_instance_uid": self.series_instance_uid,
+            "sop_instance_uids": list(dict.fromkeys(self.sop_instance_uids)),
+        }
+
+    def content_digest(self) -> str:
+        return digest_of(self.volume, self.study_instance_uid, self.series_instance_uid, *self.sop_instance_uids)
+
+
+def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None) -> SourceSeries:
+    """Read one CT series. Memory: the int16 volume plus a few slices.
+
+    Args:
+        paths: the files of one series, in any order; copies of an instance count once, a DICOMDIR is passed over.
+        on_progress: called with the fraction of slices decoded.
+
+    Raises:
+        InputError: a file is not DICOM, is malformed, or the series is impossibly large.
+        NotAnalysable: no regular CT stack; codes in `reason_codes`.
+    """
+    instances = [(path, header) for path in paths if not is_directory(header := read_header(path))]
+    _refuse_other_than_one_ct_series([header for _, header in instances])
+    planes, reasons = drop_localizers(_distinct_planes(instances))
+    # asked of the stack alone: a scout may have a frame of reference of its own
+    _refuse_different_uids([plane.header for plane in planes], "FrameOfReferenceUID")
+    planes, affine = arrange(planes)
+    hu = _decode(planes, on_progress)
+    multi_frame = planes[0].frame_index is not None
+    return SourceSeries(
+        volume=CtVolume(hu, affine),
+        headers=(planes[0].header,) if multi_frame else tuple(plane.header for plane in planes),
+        sop_instance_uids=tuple(plane.sop_instance_uid for plane in planes),
+        study_instance_uid=text(planes[0].header, "StudyInstanceUID"),
+        series_instance_uid=text(planes[0].header, "SeriesInstanceUID"),
+        reasons=reasons,
+        frame_indices=tuple(plane.frame_index or 0 for plane in planes),
+    )
+
+
+def _refuse_other_than_one_ct_series(headers: Sequence[Dataset]) -> None:
+    if not headers:
+        raise InputError("no DICOM images were handed in", code="input.empty")
+    if foreign := sorted({modality_of(header) or "unknown" for header in headers} - {"CT"}):
+        text_ = f"modality is {', '.join(foreign)}, only CT can be analysed"
+        raise NotAnalysable([Reason(reason_codes.MODALITY_NOT_CT, text_)])
+    if (patients := len({text(header, "PatientID") for header in headers})) > 1:
+        raise NotAnalysable([Reason(reason_codes.MULTIPLE_PATIENTS, f"images of {patients} patients")])
+    _refuse_different_uids(headers, "SeriesInstanceUID", "StudyInstanceUID")
+    if any(map(is_multi_frame, headers)) and len({text(header, "SOPInstanceUID") for header in headers}) > 1:
+        raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, "several multi-frame instances in one series")])
+
+
+def _refuse_different_uids(headers: Sequence[Dataset], *keywords: str) -> None:
+    for keyword in keywords:
+        if (different := len({text(header, keyword) for header in headers})) > 1:
+            text_ = f"{different} different values of {keyword}: not one series"
+            raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, text_)])
+
+
+def _distinct_planes(instances: Sequence[tuple[Path, Dataset]]) -> list[ImagePlane]:
+    """All planes, each SOP instance once.
+
+    Raises:
+        NotAnalysable: one UID names two different images: nothing can be referred to reliably.
+    """
+    known: dict[str, list[ImagePlane]] = {}
+    for path, header in instances:
+        planes = planes_of(path, header)
+        same = known.setdefault(planes[0].sop_instance_uid, planes)
+        if same is not planes and not _are_copies(same, planes):
+            text_ = f"two different images share the SOP Instance UID {planes[0].sop_instance_uid}"
+            raise NotAnalysable([Reason(reason_codes.DUPLICATE_SOP_INSTANCE_UID, text_)])
+    return [plane for planes in known.values() for plane in planes]
+
+
+def _are_copies(planes: Sequence[ImagePlane], others: Sequence[ImagePlane]) -> bool:
+    def place(plane: ImagePlane) -> list[float]:
+        return [] if plane.position_lps_mm is None else [round(float(value), 3) for value in plane.position_lps_mm]
+
+    return [(p.rows, p.columns, place(p)) for p in planes] == [(p.rows, p.columns, place(p)) for p in others]
+
+
+def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None) -> Hu:
+    shape = (len(planes), planes[0].rows, planes[0].columns)
+    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+        raise InputTooLarge(f"{shape[2]} x {shape[1]} x {shape[0]} voxels, at most {MAX_VOXELS:,} are read")
+    hu = np.empty(shape, dtype=np.int16)
+
+    def decode_into(index: int) -> None:
+        hu[index] = read_hu(planes[index])
+
+    with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as pool:
+        futures = [pool.submit(decode_into, index) for index in range(len(planes))]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if on_progress is not None:
+                    on_progress(done / len(planes))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return hu

@@ -1,0 +1,68 @@
+"""What a pipeline reads, whatever file it came in: the common face of `SourceSeries` and `SourceNifti`.
+
+source = read_input(path)                       # services/dicom/input_reader.py
+result = cascade(source.volume)
+write_results(source, result, directory, identity)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+
+from imaging.errors import Reason
+from imaging.volume import CtVolume
+
+MAX_VOXELS = 1_000_000_000  # of any volume that is read: 2 GB as int16
+
+OnProgress = Callable[[float], None]  # called with the fraction done, 0..1
+
+
+class SourceImage(Protocol):
+    """A CT volume and the way back onto its own grid.
+
+    Attributes:
+        volume: HU and affine; result masks have its shape.
+        reasons: warnings about the image; they belong into the findings.
+        kind: which of the two it is.
+    """
+
+    @property
+    def volume(self) -> CtVolume: ...
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]: ...
+
+    @property
+    def kind(self) -> Literal["dicom", "nifti"]: ...
+
+    def sop_instance_uid_at(self, point_lps_mm: tuple[float, float, float]) -> str | None:
+        """The source image nearest to a patient point; None for NIfTI."""
+        ...
+
+    def nifti_image(self, labels: NDArray[Any]) -> Nifti1Image:
+        """Labels (z, y, x) on the volume's grid as a NIfTI on the input's own grid and axis order."""
+        ...
+
+    def input_identity(self) -> dict[str, Any]:
+        """What names the input in `provenance`: UIDs for DICOM, nothing that could name a patient."""
+        ...
+
+    def content_digest(self) -> str:
+        """SHA-256 over what the cascade sees and the result refers to: HU, affine and UIDs."""
+        ...
+
+
+def digest_of(volume: CtVolume, *names: str) -> str:
+    """SHA-256 of a volume and of the names its result refers to, in order."""
+    digest = hashlib.sha256("\n".join(names).encode())
+    digest.update(repr(volume.shape_zyx).encode())
+    digest.update(np.round(volume.affine_lps, 6).tobytes())
+    for plane in volume.hu:
+        digest.update(np.ascontiguousarray(plane).data)
+    return digest.hexdigest()

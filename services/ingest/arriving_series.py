@@ -1,0 +1,150 @@
+"""Which series are arriving right now, over which associations, and the lock between storing and completing one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from services.store.jobs import JobStore
+from services.store.rows import JobRow
+from services.store.study_store import StudyStore
+
+
+@dataclass(eq=False)
+class ArrivingSeries:
+    """One series whose job is `receiving`. Everything that changes is changed under `lock`.
+
+    Attributes:
+        senders: the association threads that stored into it; an association is over when its thread is.
+        being_stored: instances between "the job exists" and "the file lies under its final name".
+        sop_instance_uids: instances on disk, those of an earlier job of the same series included.
+        last_arrival: `time.monotonic()` of the last instance.
+        is_closed: completed; an instance that comes now belongs to a new job.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    job_id: str
+    sop_instance_uids: set[str]
+    calling_ae_title: str = ""
+    announced_instances: int | None = None
+    senders: set[threading.Thread] = field(default_factory=set)
+    being_stored: int = 0
+    last_arrival: float = field(default_factory=time.monotonic)
+    instances_recorded: int = 0
+    is_closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def open_associations(self) -> int:
+        self.senders = {sender for sender in self.senders if sender.is_alive()}
+        return len(self.senders)
+
+
+class ArrivingSeriesRegister:
+    """The series that are arriving; bounded by what is `receiving`, since a completed one is removed."""
+
+    def __init__(self, store: StudyStore, jobs: JobStore) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._series: dict[tuple[str, str], ArrivingSeries] = {}
+        self._lock = threading.Lock()  # of the dictionary only, held for moments
+        self._opening = threading.Lock()  # a series is opened once, also when two associations begin with it
+
+    def resume(self, job: JobRow) -> None:
+        """Take up a job that was receiving when the process ended; its quiet time starts anew."""
+        assert job.study_instance_uid is not None
+        assert job.series_instance_uid is not None
+        self._add(job, job.study_instance_uid, job.series_instance_uid)
+
+    def find(self, study_instance_uid: str, series_instance_uid: str) -> ArrivingSeries | None:
+        with self._lock:
+            return self._series.get((study_instance_uid, series_instance_uid))
+
+    def all(self) -> list[ArrivingSeries]:
+        with self._lock:
+            return list(self._series.values())
+
+    def remove(self, series: ArrivingSeries) -> None:
+        """Call with the series' lock held and `is_closed` set."""
+        with self._lock:
+            del self._series[series.study_instance_uid, series.series_instance_uid]
+
+    @contextmanager
+    def storing(
+        self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, calling: Calling
+    ) -> Iterator[ArrivingSeries]:
+        """While the file of one instance is being written: the series has its job and cannot be completed.
+
+        On leaving without an exception the instance is counted.
+        """
+        while True:
+            series = self._find_or_open(study_instance_uid, series_instance_uid, calling)
+            with series.lock:
+                if series.is_closed:
+                    continue
+                series.being_stored += 1
+                series.senders.add(calling.association)
+                series.calling_ae_title = series.calling_ae_title or calling.ae_title
+                break
+        stored = False
+        try:
+            yield series
+            stored = True
+        finally:
+            with series.lock:
+                series.being_stored -= 1
+                series.last_arrival = time.monotonic()
+                if stored:
+                    series.sop_instance_uids.add(sop_instance_uid)
+
+    def touch(self, series: ArrivingSeries, calling: Calling) -> None:
+        """A copy of an instance came in: nothing new, but the sender is not done."""
+        with series.lock:
+            series.senders.add(calling.association)
+            series.last_arrival = time.monotonic()
+
+    def reopen(self, series: ArrivingSeries) -> None:
+        """Give the series another job, its own having been completed by somebody else. Call with its lock held."""
+        series.job_id = self._jobs.open_receiving(
+            study_instance_uid=series.study_instance_uid,
+            series_instance_uid=series.series_instance_uid,
+            calling_ae_title=series.calling_ae_title,
+        ).id
+
+    def _find_or_open(self, study_instance_uid: str, series_instance_uid: str, calling: Calling) -> ArrivingSeries:
+        if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
+            return known
+        with self._opening:
+            if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
+                return known
+            job = self._jobs.open_receiving(
+                study_instance_uid=study_instance_uid,
+                series_instance_uid=series_instance_uid,
+                calling_ae_title=calling.ae_title,
+                calling_address=calling.address,
+            )
+            return self._add(job, study_instance_uid, series_instance_uid)
+
+    def _add(self, job: JobRow, study_instance_uid: str, series_instance_uid: str) -> ArrivingSeries:
+        directory = self._store.series_directory(study_instance_uid, series_instance_uid)
+        series = ArrivingSeries(
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
+            job_id=job.id,
+            sop_instance_uids={path.stem for path in directory.glob("*.dcm")},
+            calling_ae_title=job.calling_ae_title or "",
+        )
+        with self._lock:
+            return self._series.setdefault((study_instance_uid, series_instance_uid), series)
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """Who is sending."""
+
+    ae_title: str
+    address: str
+    association: threading.Thread

@@ -1,0 +1,197 @@
+"""When is a series complete, and what becomes of it then."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from imaging.errors import InputError, Reason, StateConflict
+from services.dicom.series_reader import inspect_headers
+from services.ingest.arriving_series import ArrivingSeries, ArrivingSeriesRegister
+from services.ingest.intake_rules import IntakeRules, IntakeVerdict
+from services.store.jobs import JobStore
+from services.store.rows import JobState, Priority
+from services.store.study_store import StudyStore
+from services.task_queue import TaskQueue
+
+log = logging.getLogger(__name__)
+
+_LONGEST_TICK_S = 0.5
+
+
+def completion_reason(
+    *,
+    instance_count: int,
+    announced_instances: int | None,
+    open_associations: int,
+    being_stored: int,
+    quiet_for_s: float,
+    series_quiet_s: float,
+) -> str | None:
+    """Why the series is complete, or None while it is not.
+
+    A number of instances that was announced and then passed was wrong, so it does not count any more: else every
+    further slice would complete the series again.
+    """
+    if being_stored:
+        return None
+    if announced_instances is not None and instance_count == announced_instances:
+        return f"announced {announced_instances} instances received"
+    if not open_associations and quiet_for_s >= series_quiet_s:
+        return f"associations released, quiet for {series_quiet_s:g} s"
+    return None
+
+
+class CompletionWatcher:
+    """A thread that looks at the arriving series and hands the complete ones on: to the queue, or set aside.
+
+    The series' lock is held from the decision to the job's new state, so an instance is either among the inputs of
+    this job or opens the next one.
+    """
+
+    def __init__(
+        self,
+        register: ArrivingSeriesRegister,
+        store: StudyStore,
+        jobs: JobStore,
+        queue: TaskQueue,
+        rules: IntakeRules,
+        *,
+        series_quiet_s: float,
+    ) -> None:
+        self._register = register
+        self._store = store
+        self._jobs = jobs
+        self._queue = queue
+        self._rules = rules
+        self._series_quiet_s = series_quiet_s
+        self._tick_s = max(0.02, min(_LONGEST_TICK_S, series_quiet_s / 4))
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._watch, name="completion", daemon=True)
+
+    def start(self) -> None:
+        """Take up what was receiving when the process ended, then watch."""
+        for job in self._jobs.receiving():
+            self._register.resume(job)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def look_now(self) -> None:
+        """The announced number of instances may be there."""
+        self._wake.set()
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            self._wake.wait(self._tick_s)
+            self._wake.clear()
+            for series in self._register.all():
+                try:
+                    self.look_at(series)
+                except Exception as error:  # noqa: BLE001  outermost loop: one series must not stop the others
+                    # The message may quote attributes of the patient; type and place say enough.
+                    trace = "".join(traceback.format_tb(error.__traceback__))
+                    uid, name = series.series_instance_uid, type(error).__name__
+                    log.error("series %s cannot be completed: %s\n%s", uid, name, trace)
+                    series.last_arrival = time.monotonic()
+
+    def look_at(self, series: ArrivingSeries) -> None:
+        """Complete the series if it is complete."""
+        to_enqueue: Priority | None = None
+        with series.lock:
+            if series.is_closed:
+                return
+            count = len(series.sop_instance_uids)
+            reason = completion_reason(
+                instance_count=count,
+                announced_instances=series.announced_instances,
+                open_associations=series.open_associations(),
+                being_stored=series.being_stored,
+                quiet_for_s=time.monotonic() - series.last_arrival,
+                series_quiet_s=self._series_quiet_s,
+            )
+            try:
+                if reason is None:
+                    self._record_count(series, count)
+                    return
+                to_enqueue = self._complete(series, reason)
+            except StateConflict:
+                if self._jobs.get(series.job_id).state != JobState.CANCELLED.value:
+                    log.warning("job %s was completed by another process; the series gets a new one", series.job_id)
+                    self._register.reopen(series)
+                    return
+                log.info("job %s was cancelled while it was receiving", series.job_id)
+            except SQLAlchemyError as error:
+                log.error("the database does not answer (%s); trying again", type(error).__name__)
+                series.last_arrival = time.monotonic()
+                return
+            series.is_closed = True
+            self._register.remove(series)
+        if to_enqueue is not None:
+            self._queue.enqueue(series.job_id, to_enqueue)
+
+    def _record_count(self, series: ArrivingSeries, count: int) -> None:
+        if count == series.instances_recorded:
+            return
+        series.instances_recorded = count
+        try:
+            self._jobs.count_received(series.job_id, count)
+        except StateConflict:  # cancelled: what is still coming belongs to the same push and stays so
+            log.debug("job %s no longer receives", series.job_id)
+
+    def _complete(self, series: ArrivingSeries, reason: str) -> Priority | None:
+        """The priority with which the job is now to be enqueued; None where it was not queued."""
+        directory = self._store.series_directory(series.study_instance_uid, series.series_instance_uid)
+        files = sorted(directory.glob("*.dcm"))
+        if not self._has_something_new(series.job_id, files):
+            self._jobs.drop_receiving(series.job_id, reason="nothing new was received")
+            return None
+        digest = self._store.write_inputs(series.job_id, files)
+        verdict = self._judge(files, series.calling_ae_title)
+        if verdict.reasons:
+            self._jobs.set_aside(
+                series.job_id,
+                verdict.reasons,
+                inputs_digest=digest,
+                instance_count=len(files),
+                completion_reason=reason,
+            )
+            codes = ", ".join(one.code for one in verdict.reasons)
+            log.info("series %s (%d files) set aside: %s", series.series_instance_uid, len(files), codes)
+            return None
+        self._jobs.complete_intake(
+            series.job_id,
+            inputs_digest=digest,
+            instance_count=len(files),
+            completion_reason=reason,
+            priority=verdict.priority,
+        )
+        log.info("series %s complete (%s): job %s", series.series_instance_uid, reason, series.job_id)
+        return verdict.priority
+
+    def _has_something_new(self, job_id: str, files: Sequence[Path]) -> bool:
+        superseded = self._jobs.get(job_id).supersedes
+        if superseded is None or not files:
+            return bool(files)
+        return self._jobs.get(superseded).inputs_digest != self._store.inputs_digest(files)
+
+    def _judge(self, files: Sequence[Path], calling_ae_title: str) -> IntakeVerdict:
+        try:
+            summary = inspect_headers(files)
+            if not summary.series:
+                raise InputError("no image in this series", code="input.not_dicom")
+        except InputError as error:
+            if error.code == "input.unreadable":  # our own disk's trouble, not an answer about the series
+                raise
+            return IntakeVerdict(Priority.ROUTINE, (Reason(error.code, error.message),))
+        return self._rules.judge(summary.series[0], calling_ae_title)

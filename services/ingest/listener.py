@@ -1,0 +1,42 @@
+"""The listener process: the Storage SCP, from start to SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+
+from services.ingest.intake_rules import IntakeRules
+from services.ingest.store_scp import Listener
+from services.process_log import log_to_stderr
+from services.process_signals import stop_on_signal
+from services.settings import Settings
+from services.store.database import Database
+from services.store.directory_lock import lock_directory
+from services.store.jobs import JobStore
+from services.store.study_store import StudyStore
+from services.task_queue import TaskQueue
+
+log = logging.getLogger(__name__)
+
+
+def run_listener(settings: Settings) -> None:
+    """Receive studies until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigurationError: the intake rules are wrong, the port cannot be had, or another listener works in the data
+            directory: two would complete each other's series.
+    """
+    rules = IntakeRules.load(settings.intake_rules)
+    stopping = stop_on_signal()
+    log_to_stderr()
+    lock = lock_directory(settings.data_dir, "listener", "listener")
+    database = Database(settings.resolved_database_url)
+    database.upgrade()
+    queue = TaskQueue(settings.redis_url)
+    listener = Listener(settings, StudyStore(settings.data_dir), JobStore(database), queue, rules)
+    listener.start()
+    log.info("ready: %s listens on %s:%d", settings.ae_title, settings.dicom_host, listener.port)
+    stopping.wait()
+    listener.stop()
+    queue.close()
+    database.close()
+    lock.close()

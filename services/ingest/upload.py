@@ -1,0 +1,124 @@
+"""What was uploaded: told by content, never by name, and narrowed to the one image that is to be segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imaging.errors import InputError, Reason
+from services.dicom.headers import read_header
+from services.dicom.input_reader import is_nifti
+from services.dicom.nifti_reader import check_nifti
+from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers
+from services.ingest.zip_archive import unpack_zip
+from services.store.study_store import checked_uid
+
+__all__ = ["UploadContents", "inspect_upload", "is_zip", "unpack_zip"]
+
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an archive of nothing
+
+
+@dataclass(frozen=True, slots=True)
+class UploadContents:
+    """The image in an upload.
+
+    Attributes:
+        files: of the one series that is segmented, or the one NIfTI.
+        instance_count: image planes of a DICOM series; 1 for a NIfTI.
+        warnings: what was left out and why; belongs into the job's reasons.
+    """
+
+    kind: Literal["dicom", "nifti"]
+    files: tuple[Path, ...]
+    instance_count: int
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    warnings: tuple[Reason, ...] = ()
+
+
+def is_zip(path: Path) -> bool:
+    """By its first bytes."""
+    with path.open("rb") as file:
+        return file.read(4) in _ZIP_MAGIC
+
+
+def inspect_upload(paths: Sequence[Path]) -> UploadContents:
+    """Find the CT series or the NIfTI among uploaded files. Reads headers, and a NIfTI to its end; no voxel is kept.
+
+    Raises:
+        InputError: `input.empty`, `input.not_dicom`, `input.several_volumes`, `input.multiple_patients`,
+            `input.modality_not_ct`, `input.invalid_uid`; and what `check_nifti` and `inspect_headers` raise.
+        InputTooLarge: a NIfTI beyond what is read.
+    """
+    if not paths:
+        raise InputError("no file was sent", code="input.empty", remedy="send DICOM files, a zip of them, or a NIfTI")
+    images = {path for path in paths if is_nifti(path)}
+    instances = [path for path in paths if path not in images and _is_dicom(path)]
+    if instances:
+        return _dicom_contents(instances, ignored_files=len(paths) - len(instances))
+    if len(images) > 1:
+        text = f"{len(images)} NIfTI files in one upload"
+        raise InputError(text, code="input.several_volumes", remedy="send one at a time")
+    if images:
+        (image,) = images
+        check_nifti(image)
+        return UploadContents("nifti", (image,), 1, warnings=_files_ignored(len(paths) - 1))
+    raise InputError(
+        "the file is neither DICOM nor NIfTI" if len(paths) == 1 else f"none of {len(paths)} files is DICOM or NIfTI",
+        code="input.not_dicom",
+        remedy="send DICOM files, a zip of them, or a NIfTI",
+    )
+
+
+def _dicom_contents(instances: Sequence[Path], *, ignored_files: int) -> UploadContents:
+    summary = inspect_headers(instances)
+    if (patients := len(summary.patient_ids)) > 1:
+        text = f"the upload holds images of {patients} patients"
+        raise InputError(text, code="input.multiple_patients", remedy="send one patient's study at a time")
+    chosen, warnings = _choose(summary)
+    return UploadContents(
+        kind="dicom",
+        files=chosen.paths,
+        instance_count=chosen.count,
+        study_instance_uid=_uid(chosen.study_instance_uid),
+        series_instance_uid=_uid(chosen.series_instance_uid),
+        warnings=warnings + _files_ignored(ignored_files),
+    )
+
+
+def _uid(uid: str) -> str | None:
+    """None where the attribute is missing: such a series can be segmented all the same."""
+    return checked_uid(uid) if uid else None
+
+
+def _choose(summary: SeriesSummary) -> tuple[SeriesInfo, tuple[Reason, ...]]:
+    """The CT series with most slices; the largest comes first in the summary."""
+    if not summary.ct_series:
+        found = sorted({series.modality or "unknown" for series in summary.series})
+        text = f"the upload holds {', '.join(found) or 'no image'}, only CT can be segmented"
+        raise InputError(text, code="input.modality_not_ct", remedy="send a CT series")
+    chosen = summary.ct_series[0]
+    warnings = []
+    if (number := len(summary.ct_series)) > 1:
+        text = f"{number} CT series in the upload; segmented is {chosen.series_instance_uid} with {chosen.count} slices"
+        warnings.append(Reason("input.several_series", text))
+    if other := len(summary.series) - number:
+        warnings.append(Reason("input.other_objects_ignored", f"{other} series that are not CT images were left out"))
+    return chosen, tuple(warnings)
+
+
+def _files_ignored(number: int) -> tuple[Reason, ...]:
+    return (Reason("input.files_ignored", f"{number} files that are not DICOM images were left out"),) if number else ()
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.read(132)[128:] == b"DICM":
+            return True
+    try:  # written before PS3.10 asked for a preamble, or stripped of it
+        read_header(path, keywords=["SOPClassUID"])
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,58 @@
+"""Settings of every process: one table, read from `EMBOLENS_*` environment variables."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+GIB = 1024**3
+
+
+class Settings(BaseSettings):
+    """One field, one variable: `data_dir` is `EMBOLENS_DATA_DIR`. Durations are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="EMBOLENS_", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(Path(".embolens"), description="Studies, results and the default database")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite (WAL) in the data directory")
+    redis_url: str = Field("", description="Broker; empty: `embolens serve` starts an embedded Redis")
+    package_dir: Path | None = Field(None, description="Model package; empty: the one shipped in models/weights")
+
+    gateway_host: str = Field("127.0.0.1", description="Address the gateway binds to")
+    gateway_port: int = Field(8000, description="Port of the gateway; 0: chosen by the system")
+    gateway_url: str = Field("", description="Public base URL in Location headers; empty: they are relative")
+    upload_max_bytes: int = Field(5 * GIB, description="Largest upload")
+    unpacked_max_bytes: int = Field(8 * GIB, description="Largest sum of what an archive unpacks to")
+    upload_max_files: int = Field(20_000, description="Most files in one upload")
+
+    ae_title: str = Field("EMBOLENS", description="Our AE title, as acceptor and as requestor")
+    dicom_host: str = Field("127.0.0.1", description="Address the listener binds to")
+    dicom_port: int = Field(11112, description="Port of the listener")
+    max_associations: int = Field(50, description="Associations served at once")
+    series_quiet_s: float = Field(20.0, description="A series without an open association is complete after this")
+    intake_rules: Path = Field(_DEPLOY / "intake.toml", description="What is segmented, what is set aside")
+    destinations: Path = Field(_DEPLOY / "destinations.toml", description="Known DICOM nodes, folders and routes")
+
+    worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
+    worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    lease_s: float = Field(30.0, description="A running job whose worker is silent for this long is given to another")
+    max_attempts: int = Field(3, description="A job is tried this often before it is failed")
+    sweep_s: float = Field(5.0, description="Time between two sweeps of the relay")
+
+    delivery_first_backoff_s: float = Field(30.0, description="Wait after a first failed delivery; doubles")
+    delivery_max_backoff_s: float = Field(600.0, description="Longest wait between two delivery attempts")
+    delivery_park_after_s: float = Field(86_400.0, description="Failing this long, and 20 times, parks a delivery")
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'embolens.sqlite'}"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once from the environment."""
+    return Settings()

@@ -1,0 +1,1 @@
+"""The truth: files and the database."""

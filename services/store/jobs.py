@@ -1,0 +1,687 @@
+"""Every change of a job's state, one transaction each.
+
+    receiving -> queued -> running -> delivering -> completed
+    receiving -> not_analysable | cancelled ; running -> not_analysable | cancelled | failed
+    delivering -> cancelled (late slices) ; failed | cancelled | not_analysable -> queued (retry)
+
+A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when the lease runs
+out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "look at this job":
+`claim` decides, so a message delivered twice does no harm.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import CursorResult, and_, case, delete, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from imaging.errors import Cancelled, NotFound, Reason, StateConflict
+from services.store.database import Database
+from services.store.rows import (
+    FINAL_STATES,
+    DeliveryState,
+    JobRow,
+    JobState,
+    OutboxRow,
+    Priority,
+    Source,
+    Stage,
+)
+
+WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
+_SUPERSEDED = "superseded"
+_RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def outbox_key(job_id: str) -> str:
+    """What `Database.one_at_a_time` is asked for by those who change a job's state by its outbox rows."""
+    return f"outbox {job_id}"
+
+
+class LeaseAnswer(Enum):
+    """What a worker learns when it renews its lease."""
+
+    HELD = auto()
+    CANCEL_REQUESTED = auto()
+    LOST = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One object that one destination is to get. `object_path` is relative to the data directory."""
+
+    destination: str
+    object_path: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What `JobStore.page` lists; None means any."""
+
+    state: JobState | None = None
+    source: Source | None = None
+    priority: Priority | None = None
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+
+
+class JobStore:
+    """The jobs in the database. Returned rows are snapshots: changing them changes nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Intake
+
+    def open_receiving(
+        self,
+        *,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        calling_ae_title: str,
+        calling_address: str | None = None,
+    ) -> JobRow:
+        """The job that is receiving this series; a new one if none is. A new one supersedes the series' last job."""
+        with self._database.write() as session:
+            self._database.one_at_a_time(session, f"receiving {series_instance_uid}")
+            of_series = (
+                select(JobRow)
+                .where(
+                    JobRow.study_instance_uid == study_instance_uid,
+                    JobRow.series_instance_uid == series_instance_uid,
+                    JobRow.source == Source.DICOM.value,
+                )
+                .order_by(JobRow.created_at.desc())
+            )
+            receiving = session.scalars(of_series.where(JobRow.state == JobState.RECEIVING.value)).first()
+            if receiving is not None:
+                return receiving
+            last = session.scalars(of_series.where(JobRow.state != JobState.CANCELLED.value)).first()
+            job = _new_job(
+                state=JobState.RECEIVING,
+                source=Source.DICOM,
+                study_instance_uid=study_instance_uid,
+                series_instance_uid=series_instance_uid,
+                calling_ae_title=calling_ae_title,
+                calling_address=calling_address,
+                supersedes=None if last is None else last.id,
+            )
+            session.add(job)
+            return job
+
+    def that_took_in(self, study_instance_uid: str, series_instance_uid: str) -> Sequence[str]:
+        """Ids of the jobs that recorded instances of this series as their inputs.
+
+        A job that was cancelled while it was receiving did not.
+        """
+        query = select(JobRow.id).where(
+            JobRow.study_instance_uid == study_instance_uid,
+            JobRow.series_instance_uid == series_instance_uid,
+            JobRow.source == Source.DICOM.value,
+            JobRow.inputs_digest.is_not(None),
+        )
+        with self._database.read() as session:
+            return session.scalars(query).all()
+
+    def drop_receiving(self, job_id: str, *, reason: str) -> None:
+        """receiving -> cancelled: there is nothing in it for which a job is needed."""
+        self._change(
+            job_id,
+            [JobState.RECEIVING],
+            state=JobState.CANCELLED.value,
+            completion_reason=reason,
+            finished_at=utc_now(),
+        )
+
+    def receiving(self) -> Sequence[JobRow]:
+        with self._database.read() as session:
+            return session.scalars(select(JobRow).where(JobRow.state == JobState.RECEIVING.value)).all()
+
+    def count_received(self, job_id: str, instance_count: int) -> None:
+        self._change(job_id, [JobState.RECEIVING], instance_count=instance_count)
+
+    def complete_intake(
+        self,
+        job_id: str,
+        *,
+        inputs_digest: str,
+        instance_count: int,
+        completion_reason: str,
+        priority: Priority = Priority.ROUTINE,
+    ) -> None:
+        """receiving -> queued. What is left to do for an earlier, partial state of the series is called off.
+
+        The inputs must be recorded (`StudyStore.write_inputs`) before; enqueue after.
+        """
+        now = utc_now()
+        with self._database.write() as session:
+            _change(
+                session,
+                job_id,
+                [JobState.RECEIVING],
+                state=JobState.QUEUED.value,
+                inputs_digest=inputs_digest,
+                instance_count=instance_count,
+                completion_reason=completion_reason,
+                priority=priority.value,
+                queued_at=now,
+            )
+            self._supersede(session, job_id)
+
+    def set_aside(
+        self,
+        job_id: str,
+        reasons: Sequence[Reason],
+        *,
+        instance_count: int,
+        completion_reason: str,
+        inputs_digest: str | None = None,
+    ) -> None:
+        """receiving -> not_analysable: the files are kept, and the job says why it was not segmented.
+
+        As after `complete_intake`, an earlier state of the series counts no more. With the digest of its recorded
+        inputs `retry` has the job worked on all the same.
+        """
+        with self._database.write() as session:
+            _change(
+                session,
+                job_id,
+                [JobState.RECEIVING],
+                state=JobState.NOT_ANALYSABLE.value,
+                outcome=JobState.NOT_ANALYSABLE.value,
+                reasons=[reason.to_dict() for reason in reasons],
+                inputs_digest=inputs_digest,
+                instance_count=instance_count,
+                completion_reason=completion_reason,
+                finished_at=utc_now(),
+            )
+            self._supersede(session, job_id)
+
+    def _supersede(self, session: Session, job_id: str) -> None:
+        """Call off the job that this one replaces; what of its result no destination has yet is not sent."""
+        earlier = session.scalar(select(JobRow.supersedes).where(JobRow.id == job_id))
+        if earlier is None:
+            return
+        message = f"late slices: job {job_id} replaces this one"
+        if _call_off(session, earlier, code=_SUPERSEDED, message=message):
+            return
+        self._database.one_at_a_time(session, outbox_key(earlier))
+        ended = {"state": JobState.CANCELLED.value, "finished_at": utc_now()}
+        said = {"error_code": _SUPERSEDED, "error_message": message}
+        if _try_change(session, earlier, [JobState.DELIVERING], **ended, **said):
+            undelivered = OutboxRow.state != DeliveryState.DELIVERED.value
+            session.execute(delete(OutboxRow).where(OutboxRow.job_id == earlier, undelivered))
+
+    def submit(
+        self,
+        job_id: str,
+        *,
+        input_kind: str,
+        inputs_digest: str,
+        instance_count: int,
+        priority: Priority,
+        study_instance_uid: str | None = None,
+        series_instance_uid: str | None = None,
+        idempotency_key: str | None = None,
+        request_digest: str | None = None,
+        warnings: Sequence[Reason] = (),
+    ) -> tuple[JobRow, bool]:
+        """A job for an upload whose files are in place, queued: (job, True).
+
+        With an idempotency key that was used for the same request before: (that job, False).
+
+        Raises:
+            StateConflict: the key was used for another request (code ``idempotency_key_reused``).
+        """
+        job = _new_job(
+            state=JobState.QUEUED,
+            source=Source.REST,
+            id=job_id,
+            input_kind=input_kind,
+            inputs_digest=inputs_digest,
+            instance_count=instance_count,
+            priority=priority.value,
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
+            idempotency_key=idempotency_key,
+            request_digest=request_digest,
+            completion_reason="upload complete",
+            reasons=[warning.to_dict() for warning in warnings],
+            queued_at=utc_now(),
+        )
+        try:
+            with self._database.write() as session:
+                session.add(job)
+            return job, True
+        except IntegrityError:
+            earlier = self.by_idempotency_key(idempotency_key, request_digest) if idempotency_key else None
+            if earlier is None:
+                raise
+            return earlier, False
+
+    def by_idempotency_key(self, idempotency_key: str, request_digest: str | None) -> JobRow | None:
+        with self._database.read() as session:
+            job = session.scalars(select(JobRow).where(JobRow.idempotency_key == idempotency_key)).first()
+        if job is not None and request_digest is not None and job.request_digest != request_digest:
+            raise StateConflict(
+                f"Idempotency-Key {idempotency_key!r} was used for another request",
+                code="idempotency_key_reused",
+                remedy="use a new key for a new request",
+            )
+        return job
+
+    # Looking
+
+    def get(self, job_id: str) -> JobRow:
+        with self._database.read() as session:
+            job = session.get(JobRow, job_id)
+        if job is None:
+            raise NotFound(f"no job {job_id!r}")
+        return job
+
+    def unknown_among(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that no job has."""
+        with self._database.read() as session:
+            return {job_id for job_id in job_ids if session.get(JobRow, job_id) is None}
+
+    def first_created_at(self) -> datetime | None:
+        """When the oldest job here was made."""
+        with self._database.read() as session:
+            return session.scalar(select(func.min(JobRow.created_at)))
+
+    def page(self, wanted: JobFilter, *, limit: int, after: JobRow | None = None) -> Sequence[JobRow]:
+        """Newest first; `after` is the last row of the page before. Cost does not grow with depth."""
+        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+        for column, value in (
+            (JobRow.state, wanted.state),
+            (JobRow.source, wanted.source),
+            (JobRow.priority, wanted.priority),
+            (JobRow.study_instance_uid, wanted.study_instance_uid),
+            (JobRow.series_instance_uid, wanted.series_instance_uid),
+        ):
+            if value is not None:
+                query = query.where(column == str(value))
+        if after is not None:
+            query = query.where(
+                or_(
+                    JobRow.created_at < after.created_at,
+                    and_(JobRow.created_at == after.created_at, JobRow.id < after.id),
+                )
+            )
+        with self._database.read() as session:
+            return session.scalars(query).all()
+
+    def queue_position(self, job: JobRow) -> int | None:
+        """How many jobs start before this one does; None unless it is queued. `stat` goes before `routine`."""
+        if job.state != JobState.QUEUED.value:
+            return None
+        ahead = and_(JobRow.priority == job.priority, JobRow.queued_at < job.queued_at)
+        if job.priority == Priority.ROUTINE.value:
+            ahead = or_(ahead, JobRow.priority == Priority.STAT.value)
+        query = select(func.count()).where(JobRow.state == JobState.QUEUED.value, ahead)
+        with self._database.read() as session:
+            return session.scalar(query) or 0
+
+    def queue_positions(self) -> dict[str, int]:
+        """`queue_position` of every queued job, in one query."""
+        stat_first = case((JobRow.priority == Priority.STAT.value, 0), else_=1)
+        query = select(JobRow.id).where(JobRow.state == JobState.QUEUED.value).order_by(stat_first, JobRow.queued_at)
+        with self._database.read() as session:
+            return {job_id: position for position, job_id in enumerate(session.scalars(query))}
+
+    def queued(self) -> Sequence[JobRow]:
+        with self._database.read() as session:
+            query = select(JobRow).where(JobRow.state == JobState.QUEUED.value).order_by(JobRow.queued_at)
+            return session.scalars(query).all()
+
+    # By people
+
+    def cancel(self, job_id: str) -> JobRow:
+        """Stop a job that has no result yet. A running one stops at its worker's next look.
+
+        Raises:
+            StateConflict: it has ended or is being delivered.
+        """
+        with self._database.write() as session:
+            if not _call_off(session, job_id, code="cancelled", message="cancelled on request", receiving=True):
+                job = session.get(JobRow, job_id)
+                if job is None:
+                    raise NotFound(f"no job {job_id!r}")
+                if job.state != JobState.CANCELLED.value:
+                    raise StateConflict(f"job {job_id} is {job.state} and cannot be cancelled")
+        return self.get(job_id)
+
+    def can_retry(self, job: JobRow) -> bool:
+        """Whether `retry` would queue the job again."""
+        if job.state not in _RETRIED_STATES or job.inputs_digest is None:
+            return False
+        with self._database.read() as session:
+            return _newer_of_series(session, job) is None
+
+    def retry(self, job_id: str) -> JobRow:
+        """failed | cancelled | not_analysable -> queued with fresh attempts; parked deliveries of a job are sent again.
+
+        Raises:
+            StateConflict: the job's state has nothing to retry, or a newer job of the series replaces it.
+        """
+        now = utc_now()
+        with self._database.write() as session:
+            job = session.get(JobRow, job_id)
+            if job is None:
+                raise NotFound(f"no job {job_id!r}")
+            if (newer := _newer_of_series(session, job)) is not None:
+                raise StateConflict(f"job {newer} replaces job {job_id}", remedy="retry the newer one, or cancel it")
+            retried = _try_change(
+                session,
+                job_id,
+                _RETRIED_STATES,
+                JobRow.inputs_digest.is_not(None),
+                state=JobState.QUEUED.value,
+                queued_at=now,
+                attempts=0,
+                cancel_requested=False,
+                error_code=None,
+                error_message=None,
+                outcome=None,
+                findings=None,
+                reasons=_intake_reasons(job),
+                finished_at=None,
+                stage=None,
+                progress=0.0,
+            )
+            if not retried:
+                parked = _rows(
+                    session.execute(
+                        update(OutboxRow)
+                        .where(OutboxRow.job_id == job_id, OutboxRow.state == DeliveryState.PARKED.value)
+                        .values(state=DeliveryState.PENDING.value, next_attempt_at=now, created_at=now, attempts=0)
+                    )
+                )
+                if not parked:
+                    raise StateConflict(f"job {job_id} is {job.state}: nothing to retry")
+        return self.get(job_id)
+
+    # By workers
+
+    def claim(self, job_id: str, owner: str, *, lease_s: float) -> JobRow | None:
+        """queued -> running for this worker; None when the job is not to be had (done, cancelled or another's)."""
+        now = utc_now()
+        with self._database.write() as session:
+            claimed = _try_change(
+                session,
+                job_id,
+                [JobState.QUEUED],
+                state=JobState.RUNNING.value,
+                stage=Stage.LOAD.value,
+                progress=0.0,
+                attempts=JobRow.attempts + 1,
+                lease_owner=owner,
+                lease_expires_at=now + timedelta(seconds=lease_s),
+                started_at=now,
+            )
+            return session.get(JobRow, job_id) if claimed else None
+
+    def renew_lease(self, job_id: str, owner: str, *, lease_s: float) -> LeaseAnswer:
+        with self._database.write() as session:
+            held = _try_change(
+                session,
+                job_id,
+                [JobState.RUNNING],
+                JobRow.lease_owner == owner,
+                lease_expires_at=utc_now() + timedelta(seconds=lease_s),
+            )
+            return _lease(session, job_id, owner) if held else LeaseAnswer.LOST
+
+    def look_at_lease(self, job_id: str, owner: str) -> LeaseAnswer:
+        """How the lease stands, without renewing it: one read."""
+        with self._database.read() as session:
+            return _lease(session, job_id, owner)
+
+    def report_progress(self, job_id: str, owner: str, stage: Stage, progress: float) -> None:
+        """`progress` is the fraction of the whole job, 0..1."""
+        with self._database.write() as session:
+            _try_change(
+                session,
+                job_id,
+                [JobState.RUNNING],
+                JobRow.lease_owner == owner,
+                stage=stage.value,
+                progress=progress,
+            )
+
+    def finish(
+        self,
+        job_id: str,
+        owner: str,
+        *,
+        findings: Mapping[str, Any],
+        stage_seconds: Mapping[str, float],
+        deliveries: Sequence[Delivery],
+    ) -> None:
+        """running -> delivering with its outbox rows, or -> completed where nobody is to be sent anything.
+
+        Raises:
+            Cancelled: somebody asked for the job to stop.
+            StateConflict: the lease was lost meanwhile; the result must not count.
+        """
+        now = utc_now()
+        state = JobState.DELIVERING if deliveries else JobState.COMPLETED
+        with self._database.write() as session:
+            _end_wanted(
+                session,
+                job_id,
+                owner,
+                state=state.value,
+                outcome=findings["outcome"],
+                findings=dict(findings),
+                reasons=list(findings["reasons"]),
+                stage_seconds=dict(stage_seconds),
+                stage=None,
+                progress=1.0,
+                finished_at=None if deliveries else now,
+            )
+            already = set(
+                session.execute(
+                    select(OutboxRow.destination, OutboxRow.sop_instance_uid).where(OutboxRow.job_id == job_id)
+                ).tuples()
+            )
+            for delivery in deliveries:
+                if (delivery.destination, delivery.sop_instance_uid) not in already:
+                    session.add(
+                        OutboxRow(
+                            job_id=job_id,
+                            destination=delivery.destination,
+                            object_path=delivery.object_path,
+                            sop_class_uid=delivery.sop_class_uid,
+                            sop_instance_uid=delivery.sop_instance_uid,
+                            state=DeliveryState.PENDING.value,
+                            next_attempt_at=now,
+                            created_at=now,
+                        )
+                    )
+
+    def finish_not_analysable(self, job_id: str, owner: str, findings: Mapping[str, Any]) -> None:
+        """running -> not_analysable. Raises what `finish` raises."""
+        with self._database.write() as session:
+            job = session.get(JobRow, job_id)
+            _end_wanted(
+                session,
+                job_id,
+                owner,
+                state=JobState.NOT_ANALYSABLE.value,
+                outcome=JobState.NOT_ANALYSABLE.value,
+                findings=dict(findings),
+                reasons=[*findings["reasons"], *(job.reasons if job else [])],
+                stage=None,
+                finished_at=utc_now(),
+            )
+
+    def finish_cancelled(self, job_id: str, owner: str) -> None:
+        """running -> cancelled; who asked for it is already recorded."""
+        with self._database.write() as session:
+            _change(
+                session,
+                job_id,
+                [JobState.RUNNING],
+                JobRow.lease_owner == owner,
+                state=JobState.CANCELLED.value,
+                stage=None,
+                lease_owner=None,
+                lease_expires_at=None,
+                finished_at=utc_now(),
+            )
+
+    def fail(self, job_id: str, owner: str, *, code: str, message: str, max_attempts: int) -> JobState:
+        """running -> queued while attempts are left, else -> failed. Returns the new state."""
+        with self._database.write() as session:
+            return _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts)
+
+    def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
+        """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
+        with self._database.write() as session:
+            expired = session.scalars(
+                select(JobRow.id).where(JobRow.state == JobState.RUNNING.value, JobRow.lease_expires_at < utc_now())
+            ).all()
+            message = "the worker stopped answering in the middle of the job"
+            return [
+                job_id
+                for job_id in expired
+                if _fail(session, job_id, JobRow.lease_expires_at < utc_now(), WORKER_LOST, message, max_attempts)
+                is JobState.QUEUED
+            ]
+
+    def _change(self, job_id: str, states: Sequence[JobState], **values: Any) -> None:
+        with self._database.write() as session:
+            _change(session, job_id, states, **values)
+
+
+def _new_job(*, state: JobState, source: Source, **values: Any) -> JobRow:
+    now = utc_now()
+    defaults: dict[str, Any] = {
+        "id": str(uuid.uuid4()),
+        "input_kind": "dicom",
+        "priority": Priority.ROUTINE.value,
+        "instance_count": 0,
+        "progress": 0.0,
+        "attempts": 0,
+        "cancel_requested": False,
+        "stage_seconds": {},
+        "reasons": [],
+    }
+    return JobRow(state=state.value, source=source.value, created_at=now, updated_at=now, **(defaults | values))
+
+
+def _rows(result: Any) -> int:
+    assert isinstance(result, CursorResult)
+    return int(result.rowcount)
+
+
+def _try_change(session: Session, job_id: str, states: Sequence[JobState], *conditions: Any, **values: Any) -> bool:
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_([state.value for state in states]), *conditions)
+        .values(updated_at=utc_now(), **values)
+    )
+    return _rows(session.execute(statement)) == 1
+
+
+def _change(session: Session, job_id: str, states: Sequence[JobState], *conditions: Any, **values: Any) -> None:
+    if _try_change(session, job_id, states, *conditions, **values):
+        return
+    job = session.get(JobRow, job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id!r}")
+    expected = " or ".join(state.value for state in states)
+    raise StateConflict(f"job {job_id} is {job.state} (held by {job.lease_owner}), not {expected}")
+
+
+def _end_wanted(session: Session, job_id: str, owner: str, **values: Any) -> None:
+    """running -> its end, for the worker that holds it, unless somebody asked for it to stop."""
+    held = JobRow.lease_owner == owner
+    released = {"lease_owner": None, "lease_expires_at": None, "error_code": None, "error_message": None}
+    wanted = JobRow.cancel_requested.is_(False)
+    if _try_change(session, job_id, [JobState.RUNNING], held, wanted, **released, **values):
+        return
+    if _lease(session, job_id, owner) is LeaseAnswer.CANCEL_REQUESTED:
+        raise Cancelled(f"job {job_id} was cancelled")
+    _change(session, job_id, [JobState.RUNNING], held, wanted)  # raises: it is another's now
+
+
+def _lease(session: Session, job_id: str, owner: str) -> LeaseAnswer:
+    cancelled = session.scalar(
+        select(JobRow.cancel_requested).where(
+            JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, JobRow.lease_owner == owner
+        )
+    )
+    if cancelled is None:
+        return LeaseAnswer.LOST
+    return LeaseAnswer.CANCEL_REQUESTED if cancelled else LeaseAnswer.HELD
+
+
+def _newer_of_series(session: Session, job: JobRow) -> str | None:
+    """The newest job that took in a later state of the same pushed series, or is about to."""
+    if job.source != Source.DICOM.value:
+        return None
+    return session.scalar(
+        select(JobRow.id)
+        .where(
+            JobRow.study_instance_uid == job.study_instance_uid,
+            JobRow.series_instance_uid == job.series_instance_uid,
+            JobRow.source == Source.DICOM.value,
+            JobRow.state != JobState.CANCELLED.value,
+            JobRow.created_at > job.created_at,
+        )
+        .order_by(JobRow.created_at.desc())
+        .limit(1)
+    )
+
+
+def _intake_reasons(job: JobRow) -> list[dict[str, str]]:
+    """The job's reasons without those that an earlier attempt's findings gave."""
+    found = job.findings["reasons"] if job.findings else []
+    return [reason for reason in job.reasons if reason not in found]
+
+
+def _call_off(session: Session, job_id: str, *, code: str, message: str, receiving: bool = False) -> bool:
+    waiting = [JobState.QUEUED, JobState.RECEIVING] if receiving else [JobState.QUEUED]
+    said = {"error_code": code, "error_message": message}
+    stopped = _try_change(
+        session, job_id, waiting, state=JobState.CANCELLED.value, finished_at=utc_now(), cancel_requested=True, **said
+    )
+    return stopped or _try_change(session, job_id, [JobState.RUNNING], cancel_requested=True, **said)
+
+
+def _fail(session: Session, job_id: str, condition: Any, code: str, message: str, max_attempts: int) -> JobState:
+    job = session.scalars(
+        select(JobRow).where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, condition)
+    ).first()
+    if job is None:
+        raise StateConflict(f"job {job_id} is not this worker's any more")
+    values: dict[str, Any] = {"stage": None, "lease_owner": None, "lease_expires_at": None}
+    if job.cancel_requested:
+        state = JobState.CANCELLED
+    else:
+        state = JobState.QUEUED if job.attempts < max_attempts else JobState.FAILED
+        values |= {"error_code": code, "error_message": message}
+    if state is JobState.QUEUED:
+        values["progress"] = 0.0
+    else:
+        values["finished_at"] = utc_now()
+    _change(session, job_id, [JobState.RUNNING], condition, state=state.value, **values)
+    return state
+
+
+__all__ = ["FINAL_STATES", "WORKER_LOST", "Delivery", "JobFilter", "JobStore", "LeaseAnswer", "outbox_key", "utc_now"]

@@ -1,0 +1,134 @@
+"""The worklist in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from imaging.errors import Reason
+from services.store.rows import Stage
+
+# fmt: off
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-quic",
+]
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = next((path for path in BROWSERS if Path(path).exists()), None)
+    if executable is None:
+        pytest.fail("no Chromium is here (Debian: chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, gateway) -> Iterator[Page]:
+    """The worklist, opened; every request it makes goes to the gateway, and no script fails or is refused."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(gateway.url)
+    yield page
+    page.close()
+    # Chromium itself notes answers of 4xx on the console.
+    assert [text for text in said if not text.startswith("Failed to load resource")] == []
+    assert all(url.startswith(gateway.url) for url in asked)
+
+
+def test_empty_worklist_says_what_to_do(page: Page):
+    expect(page.get_by_text("Research use only.")).to_be_visible()
+    expect(page.get_by_text("No studies yet")).to_be_visible()
+
+
+def test_uploaded_study_is_followed_to_its_result(page: Page, gateway, nifti):
+    page.set_input_files("#files", {"name": "DOE^JOHN.nii.gz", "mimeType": "application/gzip", "buffer": nifti})
+    expect(page.locator("#upload-message")).to_contain_text("Taken in")
+    panel = page.locator("#panel")
+    expect(panel).to_contain_text("Next in line")
+    [job] = gateway.jobs.queued()
+
+    gateway.jobs.claim(job.id, "worker-of-the-test", lease_s=60)
+    gateway.jobs.report_progress(job.id, "worker-of-the-test", Stage.AANET, 0.62)
+    expect(panel.locator(".verdict")).to_contain_text("Along the arteries")
+    expect(panel.locator(".verdict")).to_contain_text("62 %")
+
+    gateway.finish(job.id, lesions=2, files=("mask.nii.gz", "artery.nii.gz"))
+    expect(panel.locator(".verdict")).to_contain_text("2 emboli")
+    expect(panel.locator("table.lesions tbody tr")).to_have_count(2)
+    expect(panel.get_by_text("DICOM SEG")).to_have_count(0)
+    with page.expect_download() as download:
+        panel.get_by_text("Emboli (NIfTI)").click()
+    assert Path(download.value.path()).read_bytes() == b"content of mask.nii.gz"
+    expect(page.locator("#jobs .tag")).to_contain_text("2 emboli")
+
+
+def test_refused_upload_says_why(page: Page):
+    page.set_input_files("#files", {"name": "a.dcm", "mimeType": "application/dicom", "buffer": b"%PDF-1.7" * 100})
+    expect(page.locator("#upload-message")).to_contain_text("neither DICOM nor NIfTI")
+
+
+def test_what_a_sender_wrote_is_shown_as_text(page: Page, gateway):
+    script = "<img src=x onerror=document.title='taken'>"
+    job = gateway.jobs.open_receiving(
+        study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="<b>AE</b>"
+    )
+    gateway.jobs.set_aside(job.id, [Reason("intake.x", script)], instance_count=3, completion_reason=script)
+    page.goto(f"{gateway.url}/#{job.id}")
+    expect(page.locator("#panel .reason")).to_contain_text(script)
+    expect(page.locator("#jobs")).to_contain_text("<b>AE</b>")
+    assert page.title() == "Embolens worklist"
+
+
+def test_long_list_is_read_page_by_page_and_filtered(page: Page, gateway):
+    for number in range(70):
+        job = gateway.jobs.open_receiving(
+            study_instance_uid=f"1.2.{number}", series_instance_uid=f"1.3.{number}", calling_ae_title="CT"
+        )
+        if number % 2:
+            gateway.jobs.set_aside(job.id, [Reason("intake.x", "x")], instance_count=3, completion_reason="quiet")
+    page.reload()
+    expect(page.locator("#jobs tr")).to_have_count(50)
+    page.get_by_text("Show older studies").click()
+    expect(page.locator("#jobs tr")).to_have_count(70)
+    expect(page.get_by_text("Show older studies")).to_be_hidden()
+    page.get_by_role("button", name="Needs a look").click()
+    expect(page.locator("#jobs tr")).to_have_count(35)
+
+
+def test_queued_study_is_cancelled_from_the_panel(page: Page, gateway, nifti):
+    job_id = gateway.submit(nifti)
+    page.goto(f"{gateway.url}/#{job_id}")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#panel .verdict")).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    assert gateway.jobs.get(job_id).state == "cancelled"
+
+
+def test_series_cancelled_while_it_arrives_is_not_offered_for_another_try(page: Page, gateway):
+    job = gateway.jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT")
+    page.goto(f"{gateway.url}/#{job.id}")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#panel .verdict")).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+def test_policy_of_the_page_lets_nothing_in_from_elsewhere(gateway):
+    response = gateway.client.get("/")
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert gateway.client.get("/pages/worklist.js").headers["content-type"] == "text/javascript; charset=utf-8"

@@ -1,0 +1,88 @@
+"""The files of a result."""
+
+from __future__ import annotations
+
+import pytest
+
+from imaging.errors import Reason
+from imaging.findings import Findings, Outcome
+
+FILES = ("mask.nii.gz", "artery.nii.gz", "preview.png")
+
+
+@pytest.fixture
+def dicom_job(gateway, make_series) -> str:
+    files = [("files", ("x", content)) for content in make_series(4)]
+    return gateway.client.post("/segment", files=files).json()["id"]
+
+
+@pytest.mark.parametrize("name", ["findings", "seg.dcm", *FILES])
+def test_result_of_an_unfinished_job_is_not_there_yet(gateway, dicom_job, name):
+    response = gateway.client.get(f"/segment/{dicom_job}/{name}")
+    assert (response.status_code, response.json()["code"]) == (409, "not_finished")
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type", "shown"),
+    [
+        ("seg.dcm", "application/dicom", "attachment"),
+        ("mask.nii.gz", "application/gzip", "attachment"),
+        ("artery.nii.gz", "application/gzip", "attachment"),
+        ("preview.png", "image/png", "inline"),
+    ],
+)
+def test_files_come_as_they_lie_and_once_per_version(gateway, dicom_job, name, media_type, shown):
+    gateway.finish(dicom_job, files=("seg.dcm", *FILES))
+    response = gateway.client.get(f"/segment/{dicom_job}/{name}")
+    assert response.content == f"content of {name}".encode()
+    assert response.headers["content-type"] == media_type
+    assert response.headers["content-disposition"] == f'{shown}; filename="{dicom_job}_{name}"'
+
+    again = gateway.client.get(f"/segment/{dicom_job}/{name}", headers={"If-None-Match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_findings_are_what_the_worker_said(gateway, dicom_job):
+    findings = gateway.finish(dicom_job, lesions=0)
+    response = gateway.client.get(f"/segment/{dicom_job}/findings")
+    assert response.json() == findings
+    again = gateway.client.get(f"/segment/{dicom_job}/findings", headers={"If-None-Match": response.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_nifti_input_has_no_dicom_seg_and_is_told_why(gateway, nifti):
+    job_id = gateway.submit(nifti)
+    gateway.finish(job_id, files=FILES)
+    response = gateway.client.get(f"/segment/{job_id}/seg.dcm")
+    assert (response.status_code, response.json()["remedy"]) == (404, "take mask.nii.gz")
+    assert "DICOM series" in response.json()["detail"]
+    assert gateway.client.get(f"/segment/{job_id}/mask.nii.gz").status_code == 200
+
+
+def test_not_analysable_job_has_findings_with_reasons_and_no_files(gateway, dicom_job):
+    gateway.jobs.claim(dicom_job, "w", lease_s=60)
+    reasons = (Reason("contrast.too_low", "112 HU in the pulmonary artery"),)
+    said = Findings(Outcome.NOT_ANALYSABLE, reasons=reasons).to_dict()
+    gateway.jobs.finish_not_analysable(dicom_job, "w", said)
+
+    assert gateway.client.get(f"/segment/{dicom_job}/findings").json() == said
+    missing = gateway.client.get(f"/segment/{dicom_job}/seg.dcm")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    assert "findings" in missing.json()["remedy"]
+
+
+def test_series_set_aside_before_any_worker_saw_it_has_findings_too(gateway):
+    job = gateway.jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT")
+    reason = Reason("intake.too_few_slices", "3 slices")
+    gateway.jobs.set_aside(job.id, [reason], instance_count=3, completion_reason="quiet for 20 s")
+    findings = gateway.client.get(f"/segment/{job.id}/findings").json()
+    assert (findings["outcome"], findings["reasons"]) == ("not_analysable", [reason.to_dict()])
+    assert findings["scan_probability"] is None
+
+
+def test_failed_job_has_no_findings(gateway, dicom_job):
+    gateway.jobs.claim(dicom_job, "w", lease_s=60)
+    gateway.jobs.fail(dicom_job, "w", code="internal", message="unexpected", max_attempts=1)
+    response = gateway.client.get(f"/segment/{dicom_job}/findings")
+    assert response.status_code == 404
+    assert "retry" in response.json()["remedy"]

@@ -1,0 +1,114 @@
+"""A running Embolens, and the hospital around it: Orthanc, dcmtk. Everything on loopback, ended by process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.embedded_redis import free_port
+from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, wait_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    if {name for _, name in socket.if_nameindex()} != {"lo"}:
+        pytest.fail("Orthanc cannot bind to loopback alone: run `make test`, which gives the tests their own network")
+    directory = tmp_path_factory.mktemp("orthanc")
+    dicom_port, http_port = free_port(), free_port()
+    configuration = {
+        "Name": "test PACS",
+        "StorageDirectory": str(directory),
+        "IndexDirectory": str(directory),
+        "DicomAet": "ORTHANC",
+        "DicomPort": dicom_port,
+        "HttpPort": http_port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True,
+        "Plugins": [],
+        "OverwriteInstances": True,
+    }
+    (directory / "orthanc.json").write_text(json.dumps(configuration))
+    with (directory / "orthanc.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["Orthanc", str(directory / "orthanc.json")],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"TCP_NODELAY": "1"},
+        )
+    http = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=30)
+    try:
+        wait_for("Orthanc answers", lambda: answers(http, "/system"), 30)
+        yield Orthanc(process, dicom_port, http)
+    finally:
+        http.close()
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def embolens(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc) -> Iterator[RunningEmbolens]:
+    """All processes, one embedded Redis, results go back to Orthanc."""
+    directory = tmp_path_factory.mktemp("embolens")
+    (directory / "destinations.toml").write_text(
+        f'[[nodes]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {orthanc.dicom_port}\n'
+    )
+    gateway_port, dicom_port = free_port(), free_port()
+    environment = os.environ | {
+        "EMBOLENS_DATA_DIR": str(directory / "data"),
+        "EMBOLENS_GATEWAY_PORT": str(gateway_port),
+        "EMBOLENS_DICOM_PORT": str(dicom_port),
+        "EMBOLENS_DESTINATIONS": str(directory / "destinations.toml"),
+        "EMBOLENS_SERIES_QUIET_S": "5",
+        "EMBOLENS_LEASE_S": "6",
+        "EMBOLENS_SWEEP_S": "1",
+        "EMBOLENS_DELIVERY_FIRST_BACKOFF_S": "1",
+    }
+    environment.pop("EMBOLENS_REDIS_URL", None)
+    log = directory / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.app", "serve"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            env=environment,
+        )
+    http = httpx.Client(base_url=f"http://127.0.0.1:{gateway_port}", timeout=60)
+    try:
+        wait_for("the gateway is ready", lambda: answers(http, "/health/ready"), 60)
+        wait_for("the listener is ready", lambda: echoes(dicom_port), 60)
+        yield RunningEmbolens(process, http, dicom_port, directory / "data", log)
+    finally:
+        http.close()
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"`embolens serve` did not drain within 30 s:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="session")
+def real_series(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Unpacks a series of the real data by the beginning of its archive's name."""
+
+    def unpack(name: str) -> Path:
+        archive = next((shared_data / "chest_ct").glob(f"{name}*.tar.xz"))
+        directory = tmp_path_factory.mktemp(name)
+        with tarfile.open(archive) as tar:
+            tar.extractall(directory, filter="data")
+        return directory
+
+    return unpack

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imaging.errors import ConfigurationError
+from imaging.findings import ArteryLevel
+from imaging.lesions import LesionThresholds, find_lesions
+from imaging.volume import CtVolume
+
+THRESHOLDS = LesionThresholds(voxel=0.5, score=0.6, min_volume_ml=0.005)
+
+
+def _scan() -> tuple[CtVolume, np.ndarray, np.ndarray]:
+    """1 mm voxels; a wide artery along z with a strong lesion, a thin one with a weak candidate."""
+    artery = np.zeros((40, 40, 40), dtype=bool)
+    artery[:, 5:21, 5:21] = True
+    artery[:, 30:32, 30:32] = True
+    probability = np.zeros(artery.shape, dtype=np.float32)
+    probability[10:14, 10:14, 10:16] = 0.9
+    probability[14, 10:14, 10:16] = 0.4  # the strong one's rim
+    probability[20:26, 30:32, 30:32] = 0.45
+    hu = np.where(artery, 300, -800).astype(np.int16)
+    hu[probability > 0] = 40
+    affine = np.eye(4)[[2, 1, 0, 3]]
+    return CtVolume(hu, affine), probability, artery
+
+
+def test_a_lesion_is_measured_in_patient_space() -> None:
+    volume, probability, artery = _scan()
+    found = find_lesions(probability, artery, volume, THRESHOLDS, min_score=None)
+
+    assert len(found.lesions) == 1
+    lesion = found.lesions[0]
+    assert lesion.id == 1
+    assert lesion.volume_ml == 4 * 4 * 6 / 1000
+    assert np.count_nonzero(found.labelmap) == 4 * 4 * 6
+    np.testing.assert_allclose(lesion.centroid_lps_mm, (12.5, 11.5, 11.5))
+    assert abs(lesion.max_diameter_mm - (np.sqrt(9 + 9 + 25) + 1)) < 1e-6
+    assert lesion.mean_hu == 40
+    assert abs(lesion.score - 0.9) < 1e-6
+    assert lesion.artery_level is ArteryLevel.CENTRAL
+    assert found.scan_probability == lesion.score
+
+
+def test_a_lower_min_score_adds_candidates_and_leaves_the_others_as_they_are() -> None:
+    volume, probability, artery = _scan()
+    strict = find_lesions(probability, artery, volume, THRESHOLDS, min_score=None)
+    loose = find_lesions(probability, artery, volume, THRESHOLDS, min_score=0.3)
+
+    assert loose.lesions[0] == strict.lesions[0]
+    np.testing.assert_array_equal(loose.labelmap == 1, strict.labelmap == 1)
+    assert len(loose.lesions) == 2
+    assert np.count_nonzero(loose.labelmap == 2) == 6 * 2 * 2
+    assert loose.lesions[1].artery_level is ArteryLevel.SUBSEGMENTAL
+    assert loose.scan_probability == strict.scan_probability
+
+
+def test_the_lower_the_min_score_the_longer_the_list_and_it_never_swallows_the_scan() -> None:
+    volume, probability, artery = _scan()
+    probability = np.maximum(probability, np.float32(0.04))  # background that would run together
+    counts = [
+        len(find_lesions(probability, artery, volume, THRESHOLDS, min_score=score).lesions)
+        for score in (0.95, 0.6, 0.3, 0.1, 0.0)
+    ]
+    assert counts == [1, 1, 2, 2, 2]
+
+
+def test_a_hot_speck_is_no_lesion_at_any_min_score() -> None:
+    volume, probability, artery = _scan()
+    probability[:] = 0
+    probability[10:13, 10:13, 10:13] = 0.3
+    probability[11, 11, 11] = 0.99
+    assert find_lesions(probability, artery, volume, THRESHOLDS, min_score=None).lesions == ()
+    found = find_lesions(probability, artery, volume, THRESHOLDS, min_score=0.2)
+    assert found.lesions == ()
+    assert found.scan_probability < THRESHOLDS.score
+
+
+def test_without_a_probable_voxel_the_scan_keeps_its_best_candidate_as_probability() -> None:
+    volume, probability, artery = _scan()
+    probability = np.minimum(probability, 0.45)
+    found = find_lesions(probability, artery, volume, THRESHOLDS, min_score=None)
+    assert found.lesions == ()
+    assert not found.labelmap.any()
+    assert abs(found.scan_probability - 0.45) < 1e-6
+
+
+def test_thresholds_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="voxel <= score"):
+        LesionThresholds(voxel=0.7, score=0.6, min_volume_ml=0.0)

@@ -1,0 +1,364 @@
+"""From the outbox to real destinations, and what becomes of what cannot be delivered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from sqlalchemy import update
+
+from services.delivery.relay import ALIVE_FILE, Relay, backoff_s, repeat
+from services.embedded_redis import free_port
+from services.settings import Settings
+from services.store.database import Database
+from services.store.jobs import JobStore, utc_now
+from services.store.outbox import Outbox
+from services.store.rows import JobRow, OutboxRow
+from services.store.study_store import StudyStore
+from tests.services.delivery.peers import StoreScp, wait_until
+
+ROOT = Path(__file__).parents[3]
+MakeJob = Callable[..., JobRow]
+
+
+@pytest.fixture
+def relay(settings: Settings, outbox: Outbox, store: StudyStore) -> Relay:
+    return Relay(settings, outbox, store)
+
+
+def write_destinations(settings: Settings, text: str) -> None:
+    settings.destinations.write_text(text)
+    moment = time.time_ns() + 1_000_000
+    os.utime(settings.destinations, ns=(moment, moment))
+
+
+def only_row(outbox: Outbox, job: JobRow) -> OutboxRow:
+    (row,) = outbox.of_job(job.id)
+    return row
+
+
+def deliver_until_delivered(relay: Relay, outbox: Outbox, job: JobRow) -> None:
+    def all_there() -> bool:
+        relay.deliver_due()
+        return {row.state for row in outbox.of_job(job.id)} == {"delivered"}
+
+    wait_until(all_there)
+
+
+def test_a_result_arrives_at_a_node_and_its_job_is_completed(
+    relay: Relay, settings: Settings, outbox: Outbox, jobs: JobStore, finished_job: MakeJob, store_scp: StoreScp
+) -> None:
+    store_scp.start()
+    write_destinations(settings, store_scp.toml())
+    job = finished_job("node:PACS")
+    assert job.state == "delivering"
+    relay.deliver_due()
+    row = only_row(outbox, job)
+    assert (row.state, row.attempts, row.last_error) == ("delivered", 1, None)
+    assert jobs.get(job.id).state == "completed"
+    (received,) = store_scp.received()
+    assert dcmread(received).SOPInstanceUID == row.sop_instance_uid
+
+
+def test_several_results_share_one_association(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob
+) -> None:
+    associations = []
+    stored = []
+    node = AE("PACS")
+    node.add_supported_context("1.2.840.10008.5.1.4.1.1.66.4")
+    handlers = [
+        (evt.EVT_ACCEPTED, lambda event: associations.append(event.assoc.requestor.ae_title)),
+        (evt.EVT_C_STORE, lambda event: stored.append(event.request.AffectedSOPInstanceUID) or 0x0000),
+    ]
+    server = node.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    write_destinations(settings, f'[[nodes]]\nae_title="PACS"\nhost="127.0.0.1"\nport={server.server_address[1]}\n')
+    made = [finished_job("node:PACS") for _ in range(3)]
+    relay.deliver_due()
+    server.shutdown()
+    assert [only_row(outbox, job).state for job in made] == ["delivered"] * 3
+    assert len(stored) == 3
+    assert associations == ["EMBOLENS"]
+
+
+def test_a_node_that_is_down_gets_its_result_when_it_is_up(
+    relay: Relay, settings: Settings, outbox: Outbox, jobs: JobStore, finished_job: MakeJob, store_scp: StoreScp
+) -> None:
+    write_destinations(settings, store_scp.toml())
+    job = finished_job("node:PACS")
+    relay.deliver_due()
+    row = only_row(outbox, job)
+    assert row.state == "pending"
+    assert "no association with PACS" in (row.last_error or "")
+    assert jobs.get(job.id).state == "delivering"
+    assert relay.deliver_due() == 0  # not before the backoff is over
+    store_scp.start()
+    deliver_until_delivered(relay, outbox, job)
+    assert only_row(outbox, job).attempts >= 2
+    assert len(store_scp.received()) == 1
+    assert jobs.get(job.id).state == "completed"
+
+
+def test_an_unknown_origin_is_visible_and_delivered_once_it_is_listed(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, store_scp: StoreScp
+) -> None:
+    job = finished_job("node:NEW_CT")
+    relay.deliver_due()
+    assert only_row(outbox, job).last_error == "no node NEW_CT in destinations.toml"
+    store_scp.start()
+    write_destinations(settings, store_scp.toml("NEW_CT"))
+    deliver_until_delivered(relay, outbox, job)
+
+
+def test_a_mistake_in_a_changed_file_leaves_the_destinations_as_they_were(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, store_scp: StoreScp
+) -> None:
+    store_scp.start()
+    write_destinations(settings, store_scp.toml())
+    relay.deliver_due()
+    write_destinations(settings, "[[node]]")
+    job = finished_job("node:PACS")
+    relay.deliver_due()
+    assert only_row(outbox, job).state == "delivered"
+
+
+def test_a_folder_gets_the_object_once_under_its_uid(
+    relay: Relay, settings: Settings, outbox: Outbox, store: StudyStore, finished_job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    write_destinations(settings, f'[[folders]]\nname = "research"\npath = "{tmp_path / "results"}"\n')
+    job = finished_job("folder:research")
+    relay.deliver_due()
+    row = only_row(outbox, job)
+    assert row.state == "delivered"
+    (copied,) = (tmp_path / "results").iterdir()
+    assert copied.name == f"{row.sop_instance_uid}.dcm"
+    assert copied.read_bytes() == (store.data_dir / row.object_path).read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_to_is_tried_again(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, tmp_path: Path
+) -> None:
+    write_destinations(settings, f'[[folders]]\nname = "research"\npath = "{tmp_path / "results"}"\n')
+    job = finished_job("folder:research")
+    relay.deliver_due()
+    assert "cannot copy to folder research" in (only_row(outbox, job).last_error or "")
+    (tmp_path / "results").mkdir()
+    deliver_until_delivered(relay, outbox, job)
+
+
+def test_one_destination_that_fails_does_not_stop_the_other(
+    relay: Relay, settings: Settings, outbox: Outbox, jobs: JobStore, finished_job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    write_destinations(
+        settings,
+        f'[[folders]]\nname = "research"\npath = "{tmp_path / "results"}"\n'
+        f'[[nodes]]\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {free_port()}\n',
+    )
+    job = finished_job("node:PACS", "folder:research")
+    relay.deliver_due()
+    assert {row.destination: row.state for row in outbox.of_job(job.id)} == {
+        "node:PACS": "pending",
+        "folder:research": "delivered",
+    }
+    assert jobs.get(job.id).state == "delivering"
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "told"),
+    [
+        (0xB000, "delivered", None),
+        (0x0111, "delivered", None),
+        (0xA700, "pending", "out of resources (0xA700)"),
+        (0xC000, "pending", "refused the object (0xC000)"),
+        (0x0122, "pending", "refused the object (0x0122)"),
+    ],
+)
+def test_what_a_node_answers_decides(
+    relay: Relay,
+    settings: Settings,
+    outbox: Outbox,
+    finished_job: MakeJob,
+    status: int,
+    state: str,
+    told: str | None,
+) -> None:
+    node = AE("PACS")
+    node.add_supported_context("1.2.840.10008.5.1.4.1.1.66.4")
+    server = node.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: status)])
+    write_destinations(settings, f'[[nodes]]\nae_title="PACS"\nhost="127.0.0.1"\nport={server.server_address[1]}\n')
+    job = finished_job("node:PACS")
+    relay.deliver_due()
+    server.shutdown()
+    row = only_row(outbox, job)
+    assert row.state == state
+    assert row.last_error is None if told is None else told in (row.last_error or "")
+
+
+def test_a_node_that_takes_implicit_vr_only_gets_the_object_in_it(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, store_scp: StoreScp
+) -> None:
+    store_scp.start("+xi")
+    write_destinations(settings, store_scp.toml())
+    job = finished_job("node:PACS")
+    relay.deliver_due()
+    assert only_row(outbox, job).state == "delivered"
+    (received,) = store_scp.received()
+    assert dcmread(received).file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+
+
+def test_a_node_without_the_object_class_refuses_and_is_tried_again(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob
+) -> None:
+    node = AE("PACS")
+    node.add_supported_context("1.2.840.10008.1.1")
+    server = node.start_server(("127.0.0.1", 0), block=False)
+    write_destinations(settings, f'[[nodes]]\nae_title="PACS"\nhost="127.0.0.1"\nport={server.server_address[1]}\n')
+    job = finished_job("node:PACS")
+    relay.deliver_due()
+    server.shutdown()
+    row = only_row(outbox, job)
+    assert row.state == "pending"
+    assert row.last_error
+
+
+def test_a_result_file_that_is_gone_does_not_take_others_along(
+    relay: Relay, settings: Settings, outbox: Outbox, store: StudyStore, finished_job: MakeJob, store_scp: StoreScp
+) -> None:
+    store_scp.start()
+    write_destinations(settings, store_scp.toml())
+    gone, there = finished_job("node:PACS"), finished_job("node:PACS")
+    (store.data_dir / only_row(outbox, gone).object_path).unlink()
+    relay.deliver_due()
+    assert only_row(outbox, gone).state == "pending"
+    assert "seg.dcm" in (only_row(outbox, gone).last_error or "")
+    assert only_row(outbox, there).state == "delivered"
+
+
+def test_a_delivery_that_failed_for_too_long_is_parked_and_can_be_retried(
+    settings: Settings,
+    outbox: Outbox,
+    store: StudyStore,
+    jobs: JobStore,
+    finished_job: MakeJob,
+    store_scp: StoreScp,
+    database: Database,
+) -> None:
+    write_destinations(settings, store_scp.toml())
+    relay = Relay(settings.model_copy(update={"delivery_park_after_s": 0.0}), outbox, store)
+    job = finished_job("node:PACS")
+    relay.deliver_due()
+    assert only_row(outbox, job).state == "pending"  # old, but hardly tried
+    try_often(database)
+    relay.deliver_due()
+    assert only_row(outbox, job).state == "parked"
+    time.sleep(0.3)
+    assert relay.deliver_due() == 0
+    jobs.retry(job.id)
+    store_scp.start()
+    deliver_until_delivered(relay, outbox, job)
+    assert jobs.get(job.id).state == "completed"
+
+
+def try_often(database: Database) -> None:
+    """As if every row had failed twenty times and were due again."""
+    with database.write() as session:
+        session.execute(update(OutboxRow).values(attempts=20, next_attempt_at=utc_now()))
+
+
+def test_what_waits_for_its_node_to_be_listed_is_never_parked_and_goes_out_at_once_then(
+    settings: Settings,
+    outbox: Outbox,
+    store: StudyStore,
+    finished_job: MakeJob,
+    store_scp: StoreScp,
+    database: Database,
+) -> None:
+    patient = {"delivery_park_after_s": 0.0, "delivery_first_backoff_s": 600.0, "delivery_max_backoff_s": 600.0}
+    relay = Relay(settings.model_copy(update=patient), outbox, store)
+    job = finished_job("node:NEW_CT")
+    try_often(database)
+    relay.deliver_due()
+    assert only_row(outbox, job).state == "pending"
+    store_scp.start()
+    write_destinations(settings, store_scp.toml("NEW_CT"))
+    relay.deliver_due()
+    assert only_row(outbox, job).state == "delivered"
+
+
+def test_a_failure_that_is_outlived_says_where_and_not_what(caplog: pytest.LogCaptureFixture) -> None:
+    stopping = threading.Event()
+
+    name = "^".join(("DOE", "JANE"))
+
+    def fail() -> bool:
+        stopping.set()
+        raise ValueError(f"PatientName is {name}")
+
+    repeat(fail, stopping, pause_s=0.0)
+    assert "ValueError" in caplog.text
+    assert "test_relay.py" in caplog.text
+    assert name not in caplog.text
+
+
+def test_the_wait_doubles_up_to_the_longest() -> None:
+    settings = Settings(delivery_first_backoff_s=30, delivery_max_backoff_s=600)
+    assert [backoff_s(attempts, settings) for attempts in (1, 2, 3, 5, 6, 10_000)] == [30, 60, 120, 480, 600, 600]
+
+
+def test_nothing_that_names_the_patient_is_logged(
+    relay: Relay,
+    settings: Settings,
+    finished_job: MakeJob,
+    store_scp: StoreScp,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store_scp.start()
+    write_destinations(settings, store_scp.toml())
+    with caplog.at_level(logging.DEBUG, logger="services"):
+        finished_job("node:PACS", "node:NOBODY")
+        relay.deliver_due()
+    assert "node:PACS" in caplog.text
+    for secret in ("Secret", "4711"):
+        assert secret not in caplog.text
+
+
+def test_the_process_delivers_without_redis_and_ends_on_sigterm(
+    settings: Settings, tmp_path: Path, store_scp: StoreScp, finished_job: MakeJob, outbox: Outbox, database: Database
+) -> None:
+    store_scp.start()
+    write_destinations(settings, store_scp.toml())
+    job = finished_job("node:PACS")
+    environment = {
+        **os.environ,
+        "EMBOLENS_DATA_DIR": str(settings.data_dir),
+        "EMBOLENS_DATABASE_URL": database.url,
+        "EMBOLENS_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+        "EMBOLENS_DESTINATIONS": str(settings.destinations),
+        "EMBOLENS_SWEEP_S": "0.2",
+    }
+    code = "from services.delivery import relay; from services.settings import Settings; relay.run_relay(Settings())"
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=log)
+    try:
+        wait_until(lambda: only_row(outbox, job).state == "delivered", timeout_s=30)
+        wait_until((settings.data_dir / ALIVE_FILE).exists)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "log").read_text().count("Redis does not answer") == 1

@@ -1,0 +1,116 @@
+"""Real scans, where ../shared/data has them; each test names what it misses otherwise."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from imaging.errors import NotAnalysable
+from services.dicom.input_reader import read_input
+from services.dicom.label_nifti import nifti_of, save_nifti
+from services.dicom.seg_writer import segment_numbers, write_seg
+from services.dicom.series_reader import SourceSeries, inspect_headers, read_series
+from tests.services.dicom.made_series import IDENTITY, REAL_DATA, made_result
+from tests.services.dicom.test_seg_writer import dciodvfy_errors, read_by_highdicom
+
+LIDC = REAL_DATA / "chest_ct/LIDC-IDRI-0001_contrast_133sl.tar.xz"
+RIDER = REAL_DATA / "chest_ct/RIDER-Pilot-0117_CTPA-protocol_lower-chest_95sl.tar.xz"
+TINY = REAL_DATA / "chest_ct/tiny_chest_64x64x79_dicom"
+HARD = REAL_DATA / "hard_dicom"
+
+
+def unpacked(archive: Path, directory: Path) -> list[Path]:
+    if not archive.exists():
+        pytest.skip(f"../shared/data/{archive.relative_to(REAL_DATA)} is absent")
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as files:
+            files.extractall(directory)
+    else:
+        with tarfile.open(archive) as files:
+            files.extractall(directory, filter="data")
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def lidc_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return unpacked(LIDC, tmp_path_factory.mktemp("lidc"))
+
+
+@pytest.fixture(scope="module")
+def lidc(lidc_files: list[Path]) -> SourceSeries:
+    return read_series(lidc_files)
+
+
+def test_lidc_0001_is_read_where_simpleitk_puts_it(lidc: SourceSeries, lidc_files: list[Path]) -> None:
+    assert lidc.volume.shape_zyx == (133, 512, 512)
+    assert lidc.volume.spacing_zyx_mm == pytest.approx((2.5, 0.703125, 0.703125))
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(lidc_files[0].parent)))
+    image = reader.Execute()
+    np.testing.assert_array_equal(lidc.volume.hu, np.maximum(SimpleITK.GetArrayViewFromImage(image), -1024))
+    for index in ((0, 0, 0), (132, 511, 511), (60, 200, 300)):
+        expected = image.TransformIndexToPhysicalPoint([int(i) for i in index[::-1]])
+        np.testing.assert_allclose(lidc.volume.point_lps_mm(index), expected, atol=1e-3)
+
+
+def test_lidc_0001_gets_a_valid_seg_on_its_own_voxels(lidc: SourceSeries, tmp_path: Path) -> None:
+    result = made_result(lidc.volume, emboli=3)
+    path = write_seg(lidc, result, tmp_path / "seg.dcm", identity=IDENTITY).path
+    np.testing.assert_array_equal(read_by_highdicom(path, lidc.volume), segment_numbers(result))
+    assert dciodvfy_errors(path) == []
+
+
+def test_lidc_0001_as_nifti_is_the_same_volume(lidc: SourceSeries, tmp_path: Path) -> None:
+    image = nifti_of(lidc.volume.hu.view(np.uint16), lidc.volume.affine_lps)
+    image.set_data_dtype(np.int16)
+    image = type(image)(lidc.volume.hu.transpose(2, 1, 0), image.affine, image.header)
+    save_nifti(image, tmp_path / "lidc.nii.gz")
+    volume = read_input(tmp_path / "lidc.nii.gz").volume
+    np.testing.assert_array_equal(volume.hu, lidc.volume.hu)
+    np.testing.assert_allclose(volume.affine_lps, lidc.volume.affine_lps, atol=1e-4)
+
+
+def test_rider_ctpa_is_read_and_gets_a_valid_seg(tmp_path: Path) -> None:
+    source = read_series(unpacked(RIDER, tmp_path / "rider"))
+    assert source.volume.shape_zyx == (95, 512, 512)
+    assert source.volume.spacing_zyx_mm[0] == pytest.approx(0.8, abs=1e-4)  # increments of 1.25 mm slices
+    assert source.volume.hu.min() == -1024  # padding was -3024
+    path = write_seg(source, made_result(source.volume), tmp_path / "seg.dcm", identity=IDENTITY).path
+    assert dciodvfy_errors(path) == []
+
+
+@pytest.mark.skipif(not TINY.is_dir(), reason="../shared/data/chest_ct/tiny_chest_64x64x79_dicom is absent")
+def test_tiny_chest_is_read_as_its_nrrd_twin() -> None:
+    volume = read_input(TINY).volume
+    twin = SimpleITK.ReadImage(str(REAL_DATA / "nifti_nrrd/chest_64x64x79.nrrd"))
+    np.testing.assert_array_equal(volume.hu, SimpleITK.GetArrayViewFromImage(twin))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("tilt_GE_+18.5deg_28sl.zip", "geometry.gantry_tilt"),
+        ("dicom2nifti_failing_gantrytilting_001.zip", "geometry.gantry_tilt"),
+        ("dicom2nifti_failing_sliceincrement_001.zip", "geometry.missing_slices"),
+        ("dicom2nifti_failing_slicecount_2slices_MR.zip", "input.modality_not_ct"),
+        ("philips_exam-summary_mixed-sizes_localizers_CT.zip", "geometry.mixed_sizes"),
+        ("Modality-SEG_but_CT-SOP-class_LungFCP.zip", "input.modality_not_ct"),
+        ("derived_LIDC-0001_duplicate-SOP-UIDs.zip", "input.duplicate_sop_instance_uid"),
+    ],
+)
+def test_hard_series_are_refused_with_their_code(tmp_path: Path, name: str, code: str) -> None:
+    with pytest.raises(NotAnalysable) as refusal:
+        read_series(unpacked(HARD / name, tmp_path))
+    assert refusal.value.code == code
+
+
+def test_headers_of_lidc_0001_are_summed_up(lidc_files: list[Path]) -> None:
+    (info,) = inspect_headers(lidc_files).series
+    assert (info.patient_id, info.modality, info.count, info.rows) == ("LIDC-IDRI-0001", "CT", 133, 512)
+    assert info.slice_spacing_mm == pytest.approx(2.5)
+    assert info.is_ct

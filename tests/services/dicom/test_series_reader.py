@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from imaging.errors import InputError, NotAnalysable
+from services.dicom.series_reader import inspect_headers, read_series
+from services.dicom.uids import derive_uid
+from tests.services.dicom.made_series import (
+    axial_affine,
+    counting_volume,
+    edit,
+    oblique_affine,
+    removing,
+    written_series,
+)
+
+
+def refusal_of(paths: list[Path]) -> list[str]:
+    with pytest.raises(NotAnalysable) as refusal:
+        read_series(paths)
+    return [reason.code for reason in refusal.value.reasons]
+
+
+@pytest.mark.parametrize("affine", [axial_affine(), oblique_affine()], ids=["axial", "oblique"])
+def test_files_in_any_order_give_the_volume_they_were_written_from(tmp_path: Path, affine: np.ndarray) -> None:
+    volume = counting_volume(affine=affine)
+    paths = written_series(tmp_path, volume)
+    random.Random(1).shuffle(paths)
+    source = read_series(paths)
+    np.testing.assert_array_equal(source.volume.hu, volume.hu)
+    np.testing.assert_allclose(source.volume.affine_lps, affine, atol=1e-6)
+    assert source.reasons == ()
+    assert source.kind == "dicom"
+
+
+def test_instance_number_slice_location_and_thickness_do_not_matter(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    for index, path in enumerate(paths):
+
+        def confuse(dataset: Dataset, index: int = index) -> None:
+            dataset.InstanceNumber = 1
+            dataset.SliceLocation = -index
+            dataset.SliceThickness = 17
+
+        edit(path, confuse)
+    np.testing.assert_array_equal(read_series(paths).volume.hu, counting_volume().hu)
+
+
+def test_a_stack_written_upside_down_is_the_same_stack(tmp_path: Path) -> None:
+    volume = counting_volume()
+    flipped_affine = volume.affine_lps.copy()
+    flipped_affine[:3, 3] = volume.point_lps_mm((volume.shape_zyx[0] - 1, 0, 0))
+    flipped_affine[:3, 0] *= -1
+    flipped = counting_volume()
+    flipped = type(volume)(np.ascontiguousarray(flipped.hu[::-1]), flipped_affine)
+    source = read_series(written_series(tmp_path, flipped))
+    np.testing.assert_array_equal(source.volume.hu, volume.hu)
+    np.testing.assert_allclose(source.volume.affine_lps, volume.affine_lps, atol=1e-6)
+
+
+def test_headers_and_uids_go_with_their_slices(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    source = read_series(paths[::-1])
+    assert [header.InstanceNumber for header in source.headers] == [1, 2, 3, 4, 5, 6]
+    assert source.sop_instance_uids == tuple(header.SOPInstanceUID for header in source.headers)
+    assert all("PixelData" not in header for header in source.headers)
+    assert source.sop_instance_uid_at((-10.0, -20.0, 30.0 + 2.5 * 3 + 1.0)) == source.sop_instance_uids[3]
+
+
+def test_progress_ends_at_one(tmp_path: Path) -> None:
+    seen: list[float] = []
+    read_series(written_series(tmp_path), on_progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_steps_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
+    paths = written_series(tmp_path, counting_volume(affine=axial_affine((3.9875, 0.8, 0.7))))
+    for index, path in enumerate(paths):
+        height = round(30 + 3.9875 * index, 3)
+        edit(path, lambda dataset, z=height: dataset.ImagePositionPatient.__setitem__(2, z))
+    assert read_series(paths).volume.spacing_zyx_mm[0] == pytest.approx(3.9875, abs=2e-4)
+
+
+def test_a_missing_slice_is_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    assert refusal_of(paths[:2] + paths[3:]) == ["geometry.missing_slices"]
+
+
+def test_unequal_steps_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    edit(paths[-1], lambda dataset: dataset.ImagePositionPatient.__setitem__(2, 43.6))
+    assert refusal_of(paths) == ["geometry.unequal_spacing"]
+
+
+def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    for index, path in enumerate(paths):
+        y = -20 + index * 2.5 * np.tan(np.radians(15))
+        edit(path, lambda dataset, y=y: dataset.ImagePositionPatient.__setitem__(1, round(y, 6)))
+    with pytest.raises(NotAnalysable, match=r"15\.0 degrees") as refusal:
+        read_series(paths)
+    assert refusal.value.code == "geometry.gantry_tilt"
+
+
+def test_two_images_at_one_position_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    again = tmp_path / "again.dcm"
+    shutil.copy(paths[2], again)
+    edit(again, lambda dataset: setattr(dataset, "SOPInstanceUID", derive_uid("another")))
+    assert refusal_of([*paths, again]) == ["geometry.duplicate_positions"]
+
+
+def test_a_copy_of_an_instance_counts_once(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    again = tmp_path / "again.dcm"
+    shutil.copy(paths[2], again)
+    assert read_series([again, *paths]).volume.shape_zyx[0] == 6
+
+
+def test_two_images_under_one_uid_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    edit(paths[2], lambda dataset: setattr(dataset, "SOPInstanceUID", read_series(paths).sop_instance_uids[4]))
+    assert refusal_of(paths) == ["input.duplicate_sop_instance_uid"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "code"),
+    [
+        ("Modality", "MR", "input.modality_not_ct"),
+        ("PatientID", "SOMEBODY-ELSE", "input.multiple_patients"),
+        ("SeriesInstanceUID", "1.2.3", "input.multiple_series"),
+        ("FrameOfReferenceUID", "1.2.3", "input.multiple_series"),
+        ("PixelSpacing", [0.9, 0.7], "geometry.mixed_sizes"),
+    ],
+)
+def test_what_is_not_one_ct_series_is_refused(tmp_path: Path, keyword: str, value: object, code: str) -> None:
+    paths = written_series(tmp_path)
+    edit(paths[0], lambda dataset: setattr(dataset, keyword, value))
+    assert refusal_of(paths) == [code]
+
+
+def test_mixed_orientations_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    for path in paths[:3]:
+        edit(path, lambda dataset: setattr(dataset, "ImageOrientationPatient", [0, 1, 0, 0, 0, -1]))
+    assert refusal_of(paths) == ["geometry.mixed_orientations"]
+
+
+def test_images_without_a_position_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    for path in paths:
+        edit(path, removing("ImagePositionPatient"))
+    assert refusal_of(paths) == ["geometry.no_geometry"]
+
+
+def test_two_slices_are_too_few(tmp_path: Path) -> None:
+    assert refusal_of(written_series(tmp_path)[:2]) == ["geometry.too_few_slices"]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by its image type", "by being the odd one out"])
+def test_a_localizer_in_the_series_is_left_out_with_a_warning(tmp_path: Path, named: bool) -> None:
+    paths = written_series(tmp_path / "stack")
+    scout = written_series(tmp_path / "scout", counting_volume((3, 8, 8)))[0]
+
+    def make_scout(dataset: Dataset) -> None:
+        dataset.SOPInstanceUID = derive_uid("scout")
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER" if named else "AXIAL"]
+
+    edit(scout, make_scout)
+    source = read_series([scout, *paths])
+    assert source.volume.shape_zyx == (6, 16, 24)
+    assert [reason.code for reason in source.reasons] == ["geometry.localizer_ignored"]
+
+
+def test_pixel_data_cut_short_is_refused_by_name(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    paths[3].write_bytes(paths[3].read_bytes()[:-100])
+    with pytest.raises(NotAnalysable, match=r"000004\.dcm") as refusal:
+        read_series(paths)
+    assert refusal.value.code == "pixels.unreadable"
+
+
+def test_rescale_is_applied_slice_by_slice(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+
+    def rescale(dataset: Dataset) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = "2.5", "-7"
+
+    edit(paths[4], rescale)
+    hu = read_series(paths).volume.hu
+    written = counting_volume().hu
+    np.testing.assert_array_equal(hu[[0, 1, 2, 3, 5]], written[[0, 1, 2, 3, 5]])
+    np.testing.assert_array_equal(hu[4], np.maximum(np.rint(written[4] * 2.5 - 7), -1024))
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.7 a report, not an image", b"", b"DICM1234", b"\x00" * 132 + b"DICM"])
+def test_what_is_not_dicom_is_named(tmp_path: Path, content: bytes) -> None:
+    report = tmp_path / "report.dcm"
+    report.write_bytes(content)
+    for read in (read_series, inspect_headers):
+        with pytest.raises(InputError, match=r"report\.dcm") as error:
+            read([report])
+        assert error.value.code == "input.not_dicom"
+
+
+def test_an_enhanced_multi_frame_series_is_read_like_its_slices(tmp_path: Path) -> None:
+    from tests.services.dicom.made_multi_frame import written_multi_frame
+
+    volume = counting_volume(affine=oblique_affine())
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=[3, 0, 5, 1, 4, 2])
+    source = read_series([path])
+    np.testing.assert_array_equal(source.volume.hu, volume.hu)
+    np.testing.assert_allclose(source.volume.affine_lps, volume.affine_lps, atol=1e-6)
+    assert source.frame_indices == (1, 3, 5, 0, 4, 2)
+    assert len(source.headers) == 1
+    assert len(set(source.sop_instance_uids)) == 1
+
+
+def test_headers_tell_the_series_apart(tmp_path: Path) -> None:
+    first = written_series(tmp_path / "first")
+    second = written_series(tmp_path / "second", counting_volume((3, 8, 8)))
+    for path in second:
+        edit(path, lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.3"))
+    summary = inspect_headers([*second, *first])
+    assert [info.count for info in summary.series] == [6, 3]
+    assert summary.patient_ids == {"PHANTOM-1"}
+    info = summary.series[0]
+    assert (info.modality, info.rows, info.columns, info.description) == ("CT", 16, 24, "Phantom CTPA")
+    assert info.slice_spacing_mm == pytest.approx(2.5)
+    assert summary.series[1].paths == tuple(second)

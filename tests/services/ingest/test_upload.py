@@ -1,0 +1,104 @@
+"""What is found in an upload."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom.uid import MRImageStorage
+
+from imaging.errors import InputError
+from services.dicom.input_reader import read_input
+from services.ingest.upload import inspect_upload, is_zip
+from tests.services.ingest.peers import ct_series, save
+
+
+def nifti(path: Path) -> Path:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 8, 5), np.int16), np.eye(4)), path)
+    return path
+
+
+def code_of(paths: list[Path]) -> str:
+    with pytest.raises(InputError) as raised:
+        inspect_upload(paths)
+    return raised.value.code
+
+
+def test_a_ct_series_is_found(tmp_path: Path) -> None:
+    slices = ct_series(4)
+    files = save(slices, tmp_path)
+    contents = inspect_upload(files)
+    assert (contents.kind, contents.instance_count, set(contents.files)) == ("dicom", 4, set(files))
+    assert contents.series_instance_uid == slices[0].SeriesInstanceUID
+    assert contents.study_instance_uid == slices[0].StudyInstanceUID
+    assert contents.warnings == ()
+
+
+def test_a_nifti_is_told_by_its_content(tmp_path: Path) -> None:
+    for name in ("a.nii", "a.nii.gz"):
+        without_suffix = nifti(tmp_path / name).rename(tmp_path / "upload")
+        contents = inspect_upload([without_suffix])
+        assert (contents.kind, contents.files, contents.instance_count) == ("nifti", (without_suffix,), 1)
+        assert read_input(contents.files).kind == "nifti"  # the worker tells it the same way
+
+
+def test_files_that_are_no_images_are_left_out_beside_dicom(tmp_path: Path) -> None:
+    files = save(ct_series(3), tmp_path)
+    (tmp_path / "readme.txt").write_text("viewer")
+    (tmp_path / "empty").write_bytes(b"")
+    contents = inspect_upload([*files, tmp_path / "readme.txt", tmp_path / "empty"])
+    assert set(contents.files) == set(files)
+    assert [warning.code for warning in contents.warnings] == ["input.files_ignored"]
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", b"", b"\x00" * 200, b"DICM" * 50])
+def test_a_file_that_only_looks_like_dicom_by_name_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image.dcm").write_bytes(content)
+    assert code_of([tmp_path / "image.dcm"]) == "input.not_dicom"
+
+
+def test_nothing_at_all_is_refused() -> None:
+    assert code_of([]) == "input.empty"
+
+
+def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
+    whole = nifti(tmp_path / "a.nii.gz").read_bytes()
+    for length in (len(whole) // 2, 20, 3):
+        (tmp_path / "cut.nii.gz").write_bytes(whole[:length])
+        assert code_of([tmp_path / "cut.nii.gz"]).startswith("input.")
+    (tmp_path / "other.gz").write_bytes(gzip.compress(b"no image" * 100))
+    assert code_of([tmp_path / "other.gz"]).startswith("input.")
+
+
+def test_two_patients_are_refused(tmp_path: Path) -> None:
+    files = save(ct_series(3), tmp_path / "a") + save(ct_series(3, PatientID="another"), tmp_path / "b")
+    assert code_of(files) == "input.multiple_patients"
+
+
+def test_another_modality_is_refused(tmp_path: Path) -> None:
+    assert code_of(save(ct_series(3, SOPClassUID=MRImageStorage, Modality="MR"), tmp_path)) == "input.modality_not_ct"
+
+
+def test_of_several_ct_series_the_largest_is_taken_and_named(tmp_path: Path) -> None:
+    large = ct_series(6)
+    files = save(ct_series(3), tmp_path / "a") + save(large, tmp_path / "b")
+    report = ct_series(1, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+    contents = inspect_upload(files + save(report, tmp_path / "c"))
+    assert contents.series_instance_uid == large[0].SeriesInstanceUID
+    assert contents.instance_count == 6
+    assert {warning.code for warning in contents.warnings} == {"input.several_series", "input.other_objects_ignored"}
+    assert str(large[0].SeriesInstanceUID) in contents.warnings[0].text
+
+
+def test_two_niftis_are_refused(tmp_path: Path) -> None:
+    assert code_of([nifti(tmp_path / "a.nii"), nifti(tmp_path / "b.nii.gz")]) == "input.several_volumes"
+
+
+def test_a_zip_is_told_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"PK\x05\x06" + bytes(18))
+    (tmp_path / "b.zip").write_bytes(b"%PDF")
+    assert is_zip(tmp_path / "a")
+    assert not is_zip(tmp_path / "b.zip")

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from models.fusion import FusionSettings
+from training.calibrate import CaseLogits, best_voxel_threshold, fit_fusion
+from training.cases import TrainingCase
+
+MakeCase = Callable[..., TrainingCase]
+START = FusionSettings(unet_weight=0.5, aanet_weight=0.5, bias=0.0, gate_reach_voxels=1, gate_open_at=0.5)
+
+
+def test_fusion_trusts_the_network_that_knows(make_case: MakeCase) -> None:
+    case = make_case()
+    truth = torch.from_numpy(np.asarray(case.embolus) > 0).float()
+    generator = torch.Generator().manual_seed(0)
+    knowing = 4 * truth - 2 + torch.randn(truth.shape, generator=generator)
+    guessing = torch.randn(truth.shape, generator=generator)
+    fitted = fit_fusion([CaseLogits(case, guessing, knowing, torch.full(truth.shape, 5.0))], START)
+    assert fitted.aanet_weight > 1.0
+    assert fitted.unet_weight < 0.2
+    assert fitted.bias < 0, "emboli are rare"
+
+
+def test_voxel_threshold_is_the_one_with_the_best_dice(make_case: MakeCase) -> None:
+    case = make_case()
+    probability = np.where(np.asarray(case.embolus) > 0, 0.62, 0.43).astype(np.float32)
+    assert best_voxel_threshold([probability], [case]) == pytest.approx(0.45)

@@ -1,0 +1,76 @@
+"""A data directory with a database, and small NIfTI studies to put into it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from services.delivery.destinations import Destinations
+from services.store.database import Database
+from services.store.jobs import JobStore
+from services.store.rows import JobRow, Priority
+from services.store.study_store import StudyStore
+from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
+from worker.pipeline import Pipeline
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def jobs(database: Database) -> JobStore:
+    return JobStore(database)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StudyStore:
+    return StudyStore(tmp_path)
+
+
+@pytest.fixture
+def queue_job(jobs: JobStore, store: StudyStore) -> Callable[..., JobRow]:
+    """Queue a NIfTI study: an artery along x with a clot of 4x4x4 voxels, each of 1 mm; or any bytes as its file."""
+
+    def queue(*, artery_hu: int = LUMEN_HU, clot: bool = True, file: bytes | None = None) -> JobRow:
+        job_id = str(uuid.uuid4())
+        path = store.upload_directory(job_id) / "ct.nii.gz"
+        path.parent.mkdir(parents=True)
+        if file is None:
+            hu_xyz = np.full((48, 40, 24), -800, dtype=np.int16)
+            hu_xyz[4:44, 16:24, 8:16] = artery_hu
+            if clot:
+                hu_xyz[20:24, 18:22, 10:14] = CLOT_HU
+            nibabel.save(nibabel.Nifti1Image(hu_xyz, np.diag((-1.0, -1.0, 1.0, 1.0))), path)
+        else:
+            path.write_bytes(file)
+        job, _ = jobs.submit(
+            job_id,
+            input_kind="nifti",
+            inputs_digest=store.write_inputs(job_id, [path]),
+            instance_count=1,
+            priority=Priority.ROUTINE,
+        )
+        return job
+
+    return queue
+
+
+@pytest.fixture
+def make_pipeline(jobs: JobStore, store: StudyStore, tmp_path: Path) -> Callable[..., Pipeline]:
+    """A pipeline around a segmenter."""
+
+    def make(segmenter: ThresholdSegmenter, *, lease_s: float = 30.0, max_attempts: int = 3) -> Pipeline:
+        return Pipeline(
+            jobs=jobs,
+            store=store,
+            destinations=Destinations.load(REPOSITORY / "deploy/destinations.toml"),
+            segmenter=segmenter,
+            lease_s=lease_s,
+            max_attempts=max_attempts,
+        )
+
+    return make

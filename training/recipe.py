@@ -1,0 +1,120 @@
+"""A recipe: every number of a training, in one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imaging.errors import ConfigurationError
+
+NETWORKS = ("roi", "unet3tiny", "attention_unet", "aanet")
+
+
+@dataclass(frozen=True, slots=True)
+class DataRecipe:
+    """Which cases exist and how they vary; the comments in the TOML say what each number means."""
+
+    folder: Path
+    grown_cases: int
+    anatomy_cases: int
+    first_seed: int
+    validation_cases: int
+    test_seed: int
+    held_out_anatomies: tuple[str, ...]
+    emboli_per_case: tuple[int, int]
+    length_mm: float
+    field_of_view_mm: tuple[float, float]
+    spacing_z_mm: tuple[float, float]
+    spacing_yx_mm: tuple[float, float]
+    roi_every_mm: float
+    roi_size: int
+    margin_mm: float
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecipe:
+    """One network's construction, sampling, loss and schedule.
+
+    `kind` and `parameters` (`config`: a darknet cfg) build it and go into the model package as they are; `options` is
+    what sampling and loss of its kind need.
+    """
+
+    name: str
+    kind: str
+    parameters: Mapping[str, Any]
+    config: Path | None
+    batch: int
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+    log_every: int
+    checkpoint_every: int
+    validate_every: int
+    validation_batches: int
+    batch_seed: int
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`settings` are the tables the cascade reads from the package; fusion and thresholds are fitted on top.
+
+    `notes` are what was seen of the trained package beyond its figures; the model card repeats them.
+    """
+
+    name: str
+    version: str
+    seed: int
+    data: DataRecipe
+    networks: Mapping[str, NetworkRecipe]
+    settings: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...]
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Raises ConfigurationError where a table is missing or a number is not of the kind it should be."""
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            data: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in tables["data"].items()
+            }
+            return cls(
+                name=tables["name"],
+                version=tables["version"],
+                seed=tables["seed"],
+                data=DataRecipe(folder=Path(data.pop("folder")), **data),
+                networks={name: _network(name, tables) for name in NETWORKS if name in tables},
+                settings=tables["settings"],
+                notes=tuple(tables.get("notes", ())),
+                path=path,
+            )
+        except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"recipe {path}: {error!r}", code="training.recipe", remedy="see training/recipes/phantom-v1.toml"
+            ) from error
+
+
+_SCHEDULE = (
+    "batch", "steps", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "log_every",
+    "checkpoint_every", "validate_every", "validation_batches", "batch_seed",
+)  # fmt: skip
+
+
+def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:
+    table = {**tables["loop"], **tables[name]}
+    config = table.pop("config", None)
+    return NetworkRecipe(
+        name=name,
+        kind=table.pop("kind"),
+        parameters=table.pop("parameters", {}),
+        config=None if config is None else Path(config),
+        **{key: table.pop(key) for key in _SCHEDULE},
+        options=table,
+    )

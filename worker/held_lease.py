@@ -1,0 +1,72 @@
+"""A job's lease, renewed in the background for as long as the work on it lasts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from imaging.errors import Cancelled, StateConflict
+from services.store.jobs import JobStore, LeaseAnswer
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 1.0
+
+
+class HeldLease:
+    """Renews the lease every third of its length between `__enter__` and `__exit__`.
+
+    In between it looks every second whether somebody asked for the job to stop: a read, where renewing is a write.
+    The thread only takes notes; the working thread asks with `check` at moments of its own choosing.
+    """
+
+    def __init__(self, jobs: JobStore, job_id: str, owner: str, *, lease_s: float) -> None:
+        self._jobs = jobs
+        self._job_id = job_id
+        self._owner = owner
+        self._lease_s = lease_s
+        self._renewed_at = time.monotonic()
+        self._answer = LeaseAnswer.HELD
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._released.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Nothing while the job is ours and wanted.
+
+        Raises:
+            Cancelled: somebody asked for the job to stop.
+            StateConflict: the job is not ours any more (code ``lease_lost``).
+        """
+        if self._answer is LeaseAnswer.CANCEL_REQUESTED:
+            raise Cancelled(f"job {self._job_id} was cancelled")
+        if self._answer is LeaseAnswer.LOST or time.monotonic() - self._renewed_at > self._lease_s:
+            raise StateConflict(f"job {self._job_id} is another worker's now", code="lease_lost")
+
+    def _keep_renewing(self) -> None:
+        while not self._released.wait(min(_LOOK_EVERY_S, self._lease_s / 3)):
+            asked_at = time.monotonic()
+            try:
+                if asked_at - self._renewed_at + _LOOK_EVERY_S / 2 < self._lease_s / 3:
+                    self._answer = self._jobs.look_at_lease(self._job_id, self._owner)
+                else:
+                    self._answer = self._jobs.renew_lease(self._job_id, self._owner, lease_s=self._lease_s)
+                    self._renewed_at = asked_at
+            except SQLAlchemyError as error:  # the next beat tries again; `check` knows when it is too late
+                log.warning("job %s: the lease could not be renewed: %s", self._job_id, type(error).__name__)
+            if self._answer is LeaseAnswer.LOST:
+                return

@@ -1,0 +1,71 @@
+"""The one task: a job id comes, the pipeline runs. The networks are loaded once per process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from imaging.errors import EmbolensError
+from services.parent_death import die_with_parent
+from services.settings import Settings
+from services.task_queue import SEGMENT_TASK, make_celery
+from worker.pipeline import Pipeline
+from worker.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
+
+LoadSegmenter = Callable[[Settings], Segmenter]
+_LOADING_TIMEOUT_S = 300.0
+CANNOT_WORK = signal.SIGUSR2  # from a process of the pool to the worker
+
+
+def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
+    """The Celery application of a worker. Each process of its pool loads the networks when it starts.
+
+    Where that fails (a wrong model package, unreadable destinations, no such device) the whole worker ends: an operator
+    must act, and the jobs wait in the queue meanwhile.
+    """
+    app = make_celery(settings.redis_url)
+    app.conf.update(worker_proc_alive_timeout=_LOADING_TIMEOUT_S, worker_redirect_stdouts=False)
+
+    @cache
+    def pipeline() -> Pipeline:
+        return Pipeline.connect(settings, load_segmenter(settings))
+
+    @app.task(name=SEGMENT_TASK)
+    def segment(job_id: str) -> None:
+        pipeline().run_job(job_id)
+
+    parent_pid = os.getpid()
+
+    def begin_process(**_: Any) -> None:
+        die_with_parent(parent_pid, signal.SIGKILL)
+        try:
+            pipeline()
+        except EmbolensError as error:
+            log.critical("this worker cannot work: %s [%s]", error, error.code)
+            os.kill(parent_pid, CANNOT_WORK)
+        except Exception as error:  # noqa: BLE001  outermost: celery would log it and hand out jobs all the same
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            log.critical("this worker cannot work: unexpected %s [internal]\n%s", type(error).__name__, trace)
+            os.kill(parent_pid, CANNOT_WORK)
+
+    worker_process_init.connect(begin_process, weak=False)
+    return app
+
+
+def load_cascade(settings: Settings) -> Segmenter:
+    """The networks of the configured model package. Raises ConfigurationError when the package is damaged."""
+    from models.cascade import Cascade  # torch must not be there before the pool has forked
+
+    cascade = Cascade.load(settings.package_dir, device=settings.worker_device, threads=settings.worker_threads)
+    log.info("model package %s %s on %s", cascade.package.name, cascade.package.version, cascade.device)
+    return cascade
