@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dilated_convolution import dilated_conv3d
+
 VOXEL_MULTIPLE = 16
 """Depth, height and width of the input must be multiples of this; the caller pads (see `sliding_window`)."""
 
+HEADS = ("segs", "segvs", "segveins")
 CHANNELS_PER_GROUP = 4
 STANDARDISATION_EPSILON = 1e-6
 FOREGROUND_PRIOR = 0.01
@@ -43,6 +46,8 @@ class StandardisedConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.folded else self.standardised_weight()
+        if self.dilation[0] > 1:
+            return dilated_conv3d(x, weight, self.dilation[0])
         return F.conv3d(x, weight, None, self.stride, self.padding, self.dilation)
 
 
@@ -163,7 +168,8 @@ class SegmentationHead(nn.Module):
         nn.init.constant_(self.seg_output.bias, -math.log((1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.seg_output(self.up_conv(x))
+        # A convolution to one channel is five times as fast channels-last; GroupNorm before it is not.
+        out: Tensor = self.seg_output(self.up_conv(x).contiguous(memory_format=torch.channels_last_3d))
         return out
 
 
@@ -176,6 +182,8 @@ class AANet(nn.Module):
         de_blocks: residual blocks of the decoder at 1/2, 1/4 and 1/8.
         stem: channels at full resolution (first convolution and heads).
         aspp: channels of the side outputs and of the artery context fusion.
+        veins: a third head that says what is vein, so that the features must tell the two trees apart. The published
+            network, which has none, drops the veins' labels.
     """
 
     def __init__(
@@ -186,6 +194,7 @@ class AANet(nn.Module):
         stem: int = 16,
         aspp: int = 32,
         in_channels: int = 1,
+        veins: bool = False,
     ) -> None:
         super().__init__()
         half, quarter, eighth, sixteenth = n_filters
@@ -217,12 +226,13 @@ class AANet(nn.Module):
         self.aspp = ArteryContextFusion(4 * aspp, aspp)
         self.seghead = SegmentationHead(aspp, aspp // 2)
         self.segheadv = SegmentationHead(aspp, aspp // 2)
+        self.segheadvein = SegmentationHead(aspp, aspp // 2) if veins else None
         for module in self.modules():
             if isinstance(module, StandardisedConv3d | StandardisedConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight)
 
-    def forward_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1, D, H, W) -> embolus logits and artery logits, each (N, 1, D, H, W).
+    def forward_logits(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, 1, D, H, W) -> embolus, artery and, where there is such a head, vein logits, each (N, 1, D, H, W).
 
         The embolus loss reaches the artery head through the gate; nothing is detached.
         """
@@ -245,12 +255,14 @@ class AANet(nn.Module):
         artery_logits = self.segheadv(context)
         artery_gate = F.max_pool3d(torch.sigmoid(artery_logits), 2)
         embolus_logits = self.seghead(context * artery_gate)
-        return embolus_logits, artery_logits
+        if self.segheadvein is None:
+            return embolus_logits, artery_logits
+        return embolus_logits, artery_logits, self.segheadvein(context)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 1, D, H, W) -> ``segs`` (embolus) and ``segvs`` (artery) probabilities, each (N, 1, D, H, W)."""
-        embolus_logits, artery_logits = self.forward_logits(x)
-        return {"segs": torch.sigmoid(embolus_logits), "segvs": torch.sigmoid(artery_logits)}
+        """(N, 1, D, H, W) -> probabilities, each (N, 1, D, H, W): ``segs`` (embolus), ``segvs`` (artery) and, where
+        there is such a head, ``segveins`` (vein)."""
+        return {name: torch.sigmoid(logits) for name, logits in zip(HEADS, self.forward_logits(x), strict=False)}
 
     def folded(self) -> AANet:
         """A copy for inference whose weights are standardised once instead of at every pass. Not to be saved."""

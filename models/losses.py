@@ -80,13 +80,14 @@ def focal_loss(
 
 def aanet_loss(embolus_logits: Tensor, artery_logits: Tensor, embolus: Tensor, artery: Tensor) -> Tensor:
     """AANet's published objective: 3/4 embolus and 1/4 artery, each half batchwise and half by sample."""
-
-    def both_reductions(logits: Tensor, target: Tensor) -> Tensor:
-        return 0.5 * tversky_loss(logits, target, squared=True, batchwise=True) + 0.5 * tversky_loss(
-            logits, target, squared=True, batchwise=False
-        )
-
     return 0.75 * both_reductions(embolus_logits, embolus) + 0.25 * both_reductions(artery_logits, artery)
+
+
+def both_reductions(logits: Tensor, target: Tensor) -> Tensor:
+    """The squared-error Tversky loss that AANet was trained with, half batchwise and half by sample."""
+    return 0.5 * tversky_loss(logits, target, squared=True, batchwise=True) + 0.5 * tversky_loss(
+        logits, target, squared=True, batchwise=False
+    )
 
 
 def _sums(*maps: Tensor, batchwise: bool) -> tuple[Tensor, ...]:

@@ -13,29 +13,37 @@ from models.darknet.boxes import intersection_over_union
 from models.darknet.detection import detect
 from models.darknet.loss import yolo_loss
 from models.darknet.network import DarknetNetwork
-from models.losses import aanet_loss, dice_tversky_loss, focal_loss
+from models.losses import aanet_loss, both_reductions, dice_tversky_loss, focal_loss
 from training.loop import Loss, Validation
 from training.sampling import Batch
 
+SURELY_NOT = -30.0  # a logit whose probability, loss and gradient are nothing
+VEIN_WEIGHT = 0.25  # as much as the published objective gives the artery
+
 
 def forward_logits(network: nn.Module, images: Tensor) -> Tensor:
-    """(N, C, ...) -> logits (N, targets, ...) float32: embolus, then artery where the network has one."""
+    """(N, C, ...) -> logits (N, targets, ...) float32: embolus, then artery and vein where the network has them."""
     if isinstance(network, AANet):
-        embolus, artery = network.forward_logits(images)
-        return torch.cat([embolus, artery], dim=1).float()
+        return torch.cat(network.forward_logits(images), dim=1).float()
     logits: Tensor = network(images.contiguous(memory_format=torch.channels_last))
     return logits.float()
 
 
 def artery_aware_loss(bce_weight: float) -> Loss:
-    """AANet's published objective, 3/4 embolus and 1/4 artery, and some cross entropy, which has a gradient where an
-    overlap has none: in crops without an embolus."""
+    """AANet's published objective, 3/4 embolus and 1/4 artery, the same again for veins where the network has such a
+    head, and some cross entropy, which has a gradient where an overlap has none: in crops without an embolus.
+
+    Where a target is negative nobody knows it, and nothing is learnt there.
+    """
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
-        logits = forward_logits(network, batch.input)
-        embolus, artery = batch.target[:, :1], batch.target[:, 1:]
-        overlap = aanet_loss(logits[:, :1], logits[:, 1:], embolus, artery)
-        return overlap + bce_weight * F.binary_cross_entropy_with_logits(logits, batch.target)
+        known = batch.target >= 0
+        logits = forward_logits(network, batch.input).masked_fill(~known, SURELY_NOT)
+        target = batch.target * known
+        overlap = aanet_loss(logits[:, :1], logits[:, 1:2], target[:, :1], target[:, 1:2])
+        if logits.shape[1] > 2:
+            overlap = overlap + VEIN_WEIGHT * both_reductions(logits[:, 2:], target[:, 2:])
+        return overlap + bce_weight * F.binary_cross_entropy_with_logits(logits, target)
 
     return loss
 

@@ -138,3 +138,20 @@ def test_bf16_autocast_stays_close_to_float32() -> None:
             fast = network(x)
     for name, probabilities in exact.items():
         assert (fast[name].float() - probabilities).abs().mean() < 0.02
+
+
+def test_a_third_head_says_what_is_vein_and_changes_nothing_else() -> None:
+    torch.manual_seed(1)
+    plain, with_veins = AANet(**NARROW), AANet(**NARROW, veins=True)
+    missing, unexpected = with_veins.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all(name.startswith("segheadvein.") for name in missing)
+    x = torch.rand(1, 1, 16, 32, 16)
+    with torch.inference_mode():
+        embolus, artery, vein = with_veins.forward_logits(x)
+        expected = plain.forward_logits(x)
+        outputs = with_veins(x)
+    torch.testing.assert_close(embolus, expected[0])
+    torch.testing.assert_close(artery, expected[1])
+    torch.testing.assert_close(outputs["segveins"], torch.sigmoid(vein))
