@@ -136,7 +136,7 @@ def _measured(
             peak_lps_mm=(float(peak[0]), float(peak[1]), float(peak[2])),
             max_diameter_mm=_max_diameter_mm(points_mm) + min(volume.spacing_zyx_mm),
             mean_hu=float(volume.hu[box][mask].mean()),
-            artery_level=_artery_level(artery, box, mask, volume),
+            artery_level=artery_level(artery, box, mask, volume),
         )
         found.append((label, lesion))
     return found
@@ -153,8 +153,14 @@ def _max_diameter_mm(points_mm: NDArray[np.float64]) -> float:
     return float(pdist(points_mm).max())
 
 
-def _artery_level(artery: Mask, box: tuple[slice, ...], mask: Mask, volume: CtVolume) -> ArteryLevel:
-    """Level by the largest lumen radius (lumen and clot together) among the lesion's voxels."""
+def artery_level(artery: Mask, box: tuple[slice, ...], mask: Mask, volume: CtVolume) -> ArteryLevel:
+    """Level by the largest lumen radius (lumen and clot together) among the lesion's voxels.
+
+    Args:
+        artery: (z, y, x) on the volume's grid.
+        box: a box of it that holds the lesion.
+        mask: the lesion's voxels in `box`.
+    """
     margin = [int(np.ceil(_CALIBRE_MARGIN_MM / step)) for step in volume.spacing_zyx_mm]
     wide = tuple(slice(max(0, b.start - m), b.stop + m) for b, m in zip(box, margin, strict=True))
     inside = tuple(slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True))

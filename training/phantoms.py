@@ -33,11 +33,13 @@ class CasePhantom:
     embolus: NDArray[np.uint8]
 
 
-def acquire_phantom(data: DataRecipe, seed: int, anatomy: Path | None, *, rich: bool = False) -> Phantom:
+def acquire_phantom(
+    data: DataRecipe, seed: int, anatomy: Path | None, *, rich: bool = False, emboli: int | None = None
+) -> Phantom:
     """The phantom of `seed`, grown or on the label map `anatomy`, with a random field of view and spacing.
 
     `rich` puts in as many emboli as the recipe's training cases hold, or the most there is room for; otherwise there
-    are as many as in phantoms made to be looked at, which may be none.
+    are as many as in phantoms made to be looked at, which may be none; or exactly `emboli` of them.
     """
     rng = np.random.default_rng((seed, 1))
     in_plane = float(rng.uniform(*data.spacing_yx_mm))
@@ -51,10 +53,10 @@ def acquire_phantom(data: DataRecipe, seed: int, anatomy: Path | None, *, rich: 
         anatomy=None if anatomy is None else read_anatomy(anatomy),
     )
     if not rich:
-        return make()
-    for emboli in range(int(rng.integers(*data.emboli_per_case)), 0, -1):
+        return make(emboli=emboli)
+    for count in range(int(rng.integers(*data.emboli_per_case)), 0, -1):
         try:
-            return make(emboli=emboli)
+            return make(emboli=count)
         except InputError as error:
             if error.code != "phantom.no_room":
                 raise
