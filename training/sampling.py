@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imaging.windows import aanet_input, unet_channels
-from training.cases import ARTERY, TrainingCase
+from training.cases import ARTERY, VEIN, TrainingCase
 
 
 class Batch(NamedTuple):
@@ -61,7 +61,23 @@ class _Crops:
 
 
 class BlockSource(_Crops):
-    """3D crops for AANet: input (N, 1, z, y, x), targets embolus and artery (N, 2, z, y, x)."""
+    """3D crops for AANet: input (N, 1, z, y, x), targets embolus and artery (N, 2, z, y, x).
+
+    With `veins` the veins are a third target.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        crop_zyx: Sequence[int],
+        size: int,
+        embolus_share: float,
+        seed: int,
+        *,
+        veins: bool = False,
+    ) -> None:
+        super().__init__(cases, crop_zyx, size, embolus_share, seed)
+        self.veins = veins
 
     def batch(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
@@ -69,7 +85,8 @@ class BlockSource(_Crops):
         for index in range(self.size):
             hu, anatomy, embolus = self._crop(rng, self._on_embolus(index))
             inputs.append(aanet_input(hu)[None])
-            targets.append(np.stack([embolus, (anatomy == ARTERY) | embolus]))
+            masks = [embolus, (anatomy == ARTERY) | embolus, (anatomy == VEIN) & ~embolus]
+            targets.append(np.stack(masks if self.veins else masks[:2]))
         return _to_batch(inputs, targets)
 
 
