@@ -1,8 +1,14 @@
-"""Checkpoints that survive being killed: configuration, weights, average, optimiser and step in one file."""
+"""Checkpoints that survive being killed: configuration, weights, averages, optimiser and step in one file.
+
+There is no state of a random generator among them, because there is none to keep: the draws of a step are a function
+of (seed, step), and the seed is part of the configuration.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +17,61 @@ from torch import nn
 from torch.optim import Optimizer
 
 from imaging.errors import ConfigurationError
-from training.ema import WeightAverage
+from training.ema import EqualAverage, WeightAverage
 
 
-def save_checkpoint(
-    path: Path, *, config: dict[str, Any], step: int, network: nn.Module, average: WeightAverage, optimiser: Optimizer
-) -> None:
-    """Writes beside `path` and renames: a reader sees the old file or the new one, never half of one."""
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """All that changes in a training, to be saved and restored together.
+
+    `since_log` are the sums that the next log entry will be made of.
+    """
+
+    network: nn.Module
+    ema: WeightAverage
+    swa: EqualAverage
+    optimiser: Optimizer
+    since_log: dict[str, float]
+
+
+def save_checkpoint(path: Path, *, config: Mapping[str, Any], step: int, state: TrainingState) -> None:
+    """Writes beside `path`, onto the disk, and renames: after a crash there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(
-        {
-            "config": config,
-            "step": step,
-            "network": network.state_dict(),
-            "average": average.state,
-            "optimiser": optimiser.state_dict(),
-        },
-        unfinished,
-    )
+    unfinished = path.with_suffix(".tmp")  # one name: what a killed process left behind is overwritten
+    with unfinished.open("wb") as file:
+        torch.save(
+            {
+                "config": dict(config),
+                "step": step,
+                "network": state.network.state_dict(),
+                "ema": state.ema.state,
+                "swa": state.swa.state,
+                "optimiser": state.optimiser.state_dict(),
+                "since_log": dict(state.since_log),
+            },
+            file,
+        )
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
 
 
-def load_checkpoint(
-    path: Path, *, config: dict[str, Any], network: nn.Module, average: WeightAverage, optimiser: Optimizer
-) -> int:
+def load_checkpoint(path: Path, *, config: Mapping[str, Any], state: TrainingState, device: torch.device) -> int:
     """Restores everything and returns the step to go on with.
 
     Raises ConfigurationError where the checkpoint was made by another configuration: mixing two would be neither.
     """
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True, map_location=device)
     if saved["config"] != config:
-        changed = sorted(key for key in config | saved["config"] if config.get(key) != saved["config"].get(key))
+        changed = sorted(key for key in {**config, **saved["config"]} if config.get(key) != saved["config"].get(key))
         raise ConfigurationError(
             f"checkpoint {path} was made with other values of {', '.join(changed)}",
             code="training.checkpoint",
             remedy="remove it, or train without --resume",
         )
-    network.load_state_dict(saved["network"])
-    average.load(saved["average"])
-    optimiser.load_state_dict(saved["optimiser"])
+    state.network.load_state_dict(saved["network"])
+    state.ema.load(saved["ema"])
+    state.swa.load(saved["swa"])
+    state.optimiser.load_state_dict(saved["optimiser"])
+    state.since_log.update(saved["since_log"])
     return int(saved["step"])

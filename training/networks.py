@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from imaging.errors import ConfigurationError
-from models.network_spec import NetworkSpec, build_network
+from models.network_spec import DARKNET, TORCH_KINDS, NetworkSpec, build_network
+from training.augmentation import Augmented
 from training.cases import TrainingCase
-from training.loop import Loss, Validation
-from training.objectives import artery_aware_loss, box_scores, detection_loss, slice_loss, voxel_scores
+from training.loop import Loss, Rates, Tally, Validation
+from training.objectives import (
+    artery_aware_loss,
+    box_scores,
+    crop_scores,
+    detection_loss,
+    named_loss,
+    slice_loss,
+    voxel_counts,
+    voxel_rates,
+)
 from training.recipe import NetworkRecipe
-from training.sampling import Batch, BatchSource, BlockSource, RoiSource, SliceSource
+from training.sampling import BatchSource, BlockSource, RoiSource, SliceSource
+from training.scans import scan_scores
 
+VOLUME_KIND = "aanet"
 FOREGROUND_LOGIT = -4.0
 VALIDATION_SEED = 99
+TARGETS = ("embolus", "artery", "vein")
+
+Sources = Callable[[Sequence[TrainingCase], int], BatchSource]
+"""Batches of some cases with some seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,7 @@ class TrainingTask:
     source: BatchSource
     loss: Loss
     validate: Validation
+    tally: tuple[Tally, Rates] | None = None
 
 
 def network_spec(recipe: NetworkRecipe) -> NetworkSpec:
@@ -39,35 +55,65 @@ def network_spec(recipe: NetworkRecipe) -> NetworkSpec:
 
 
 def make_task(recipe: NetworkRecipe, train: Sequence[TrainingCase], validation: Sequence[TrainingCase]) -> TrainingTask:
-    """Raises ConfigurationError for a kind that training does not know."""
+    """Raises ConfigurationError for a kind that no network has."""
+    if recipe.kind not in (*TORCH_KINDS, DARKNET):
+        raise ConfigurationError(
+            f"recipe {recipe.name}: unknown kind {recipe.kind!r}",
+            code="training.kind",
+            remedy=f"use one of {', '.join(sorted((*TORCH_KINDS, DARKNET)))}",
+        )
     network = build_network(network_spec(recipe))
-    options = recipe.options
-    loss: Loss = detection_loss
-    judge: Callable[[Sequence[Batch]], Validation] = box_scores
-    source: Callable[[Sequence[TrainingCase], int], BatchSource]
-    match recipe.kind:
-        case "aanet":
-            crop, share = options["patch_zyx"], options["embolus_share"]
-            source = lambda cases, seed: BlockSource(cases, crop, recipe.batch, share, seed)  # noqa: E731
-            loss, judge = artery_aware_loss(options["bce_weight"]), partial(voxel_scores, targets=("embolus", "artery"))
-        case "unet3tiny" | "attention_unet":
-            network = _expecting_little(network)
-            crop, share = options["patch_yx"], options["embolus_share"]
-            source = lambda cases, seed: SliceSource(cases, crop, recipe.batch, share, seed)  # noqa: E731
-            loss, judge = slice_loss(options["focal_weight"]), partial(voxel_scores, targets=("embolus",))
-        case "darknet":
-            source = lambda cases, seed: RoiSource(cases, recipe.batch, seed)  # noqa: E731
-        case _:
-            raise ConfigurationError(f"recipe {recipe.name}: unknown kind {recipe.kind!r}", code="training.kind")
-    held_out = source(validation, VALIDATION_SEED)
+    if recipe.kind == DARKNET:
+        return _detection_task(recipe, network, train, validation)
+    loss = _loss(recipe)
+    sources = _sources(recipe)
+    if recipe.kind != VOLUME_KIND:
+        network = _expecting_little(network)
+    held_out = sources(validation, VALIDATION_SEED)
     batches = [held_out.batch(step) for step in range(recipe.validation_batches)]
-    return TrainingTask(network, source(train, recipe.batch_seed), loss, judge(batches))
+    on_crops = crop_scores(batches, TARGETS[: batches[0].target.shape[1]] if batches else (), loss)
+    scans = tuple(validation[: recipe.validation_scans])
+
+    def validate(network: nn.Module) -> Mapping[str, float]:
+        return {**on_crops(network), **(scan_scores(network, recipe, scans) if scans else {})}
+
+    source = sources(train, recipe.batch_seed)
+    if recipe.augmentation > 0:
+        source = Augmented(source, recipe.augmentation, recipe.batch_seed)
+    return TrainingTask(network, source, loss, validate, (voxel_counts, voxel_rates))
+
+
+def _detection_task(
+    recipe: NetworkRecipe, network: nn.Module, train: Sequence[TrainingCase], validation: Sequence[TrainingCase]
+) -> TrainingTask:
+    held_out = RoiSource(validation, recipe.batch, VALIDATION_SEED)
+    batches = [held_out.batch(step) for step in range(recipe.validation_batches)]
+    source = RoiSource(train, recipe.batch, recipe.batch_seed)
+    return TrainingTask(network, source, detection_loss, box_scores(batches))
+
+
+def _sources(recipe: NetworkRecipe) -> Sources:
+    share = recipe.options["embolus_share"]
+    if recipe.kind == VOLUME_KIND:
+        crop, veins = recipe.options["patch_zyx"], bool(recipe.parameters.get("veins", False))
+        return lambda cases, seed: BlockSource(cases, crop, recipe.batch, share, seed, veins=veins)
+    crop = recipe.options["patch_yx"]
+    return lambda cases, seed: SliceSource(cases, crop, recipe.batch, share, seed)
+
+
+def _loss(recipe: NetworkRecipe) -> Loss:
+    if recipe.loss:
+        return named_loss(recipe.loss)
+    if recipe.kind == VOLUME_KIND:
+        return artery_aware_loss(recipe.options["bce_weight"])
+    return slice_loss(recipe.options["focal_weight"])
 
 
 def _expecting_little(network: nn.Module) -> nn.Module:
-    """Sets a UNet's last bias so that it starts by expecting emboli to be rare, as AANet does."""
-    assert isinstance(network.head, nn.Conv2d)
-    assert network.head.bias is not None
-    nn.init.constant_(network.head.bias, FOREGROUND_LOGIT)
+    """Sets the last bias of each output so that it starts by expecting emboli to be rare, as AANet does."""
+    for module in network.modules():
+        head = getattr(module, "head", None)
+        if isinstance(head, nn.Conv2d) and head.bias is not None:
+            nn.init.constant_(head.bias, FOREGROUND_LOGIT)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -10,7 +10,8 @@ from typing import Any
 
 from imaging.errors import ConfigurationError
 
-NETWORKS = ("roi", "unet3tiny", "attention_unet", "aanet")
+AVERAGES = ("ema", "swa")
+PRECISIONS = ("bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class DataRecipe:
     roi_every_mm: float
     roi_size: int
     margin_mm: float
+    test_cases: int = 0  # with seeds from test_seed on, segmented whole after the training
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,18 @@ class NetworkRecipe:
     """One network's construction, sampling, loss and schedule.
 
     `kind` and `parameters` (`config`: a darknet cfg) build it and go into the model package as they are; `options` is
-    what sampling and loss of its kind need.
+    what sampling and loss of its kind need. The fields with a default here need not be in a TOML file.
+
+    Attributes:
+        batch: crops of an optimiser step, of all processes together.
+        loss: a name that `training.objectives.named_loss` knows; empty: the objective of its kind.
+        average: the weights that ship, "ema" (exponential moving average) or "swa" (equal mean over the last part).
+        swa_share: the part of the steps, at the end, that "swa" averages over.
+        accumulate: parts that a batch is run in, one after the other, to save memory. A loss that forms a ratio over
+            the batch forms it over each part.
+        precision: "bf16" (autocast) or "fp32".
+        augmentation: 0 leaves crops as their source draws them; 1 turns, scales and recolours them, 2 twice as much.
+        validation_scans: whole scans segmented at each validation; 0: crops only.
     """
 
     name: str
@@ -59,6 +72,34 @@ class NetworkRecipe:
     validation_batches: int
     batch_seed: int
     options: Mapping[str, Any]
+    loss: str = ""
+    average: str = "ema"
+    swa_share: float = 0.25
+    accumulate: int = 1
+    precision: str = "bf16"
+    augmentation: float = 0.0
+    validation_scans: int = 0
+
+    def __post_init__(self) -> None:
+        for key, value, allowed in (("average", self.average, AVERAGES), ("precision", self.precision, PRECISIONS)):
+            if value not in allowed:
+                raise ConfigurationError(
+                    f"recipe {self.name}: {key} {value!r}", code="training.recipe", remedy=f"use {' or '.join(allowed)}"
+                )
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise ConfigurationError(
+                f"recipe {self.name}: a batch of {self.batch} does not divide into {self.accumulate} parts",
+                code="training.recipe",
+            )
+        if not 0 < self.swa_share <= 1:
+            raise ConfigurationError(
+                f"recipe {self.name}: swa_share {self.swa_share}", code="training.recipe", remedy="above 0, at most 1"
+            )
+
+    @property
+    def swa_first_step(self) -> int:
+        """The step whose weights are the first that "swa" counts."""
+        return min(self.steps - 1, self.steps - round(self.steps * self.swa_share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +131,11 @@ class Recipe:
                 version=tables["version"],
                 seed=tables["seed"],
                 data=DataRecipe(folder=Path(data.pop("folder")), **data),
-                networks={name: _network(name, tables) for name in NETWORKS if name in tables},
+                networks={
+                    name: _network(name, tables)
+                    for name, table in tables.items()
+                    if isinstance(table, dict) and "kind" in table
+                },
                 settings=tables["settings"],
                 notes=tuple(tables.get("notes", ())),
                 path=path,
@@ -105,6 +150,7 @@ _SCHEDULE = (
     "batch", "steps", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "log_every",
     "checkpoint_every", "validate_every", "validation_batches", "batch_seed",
 )  # fmt: skip
+_OPTIONAL = ("loss", "average", "swa_share", "accumulate", "precision", "augmentation", "validation_scans")
 
 
 def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:
@@ -116,5 +162,6 @@ def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:
         parameters=table.pop("parameters", {}),
         config=None if config is None else Path(config),
         **{key: table.pop(key) for key in _SCHEDULE},
+        **{key: table.pop(key) for key in _OPTIONAL if key in table},
         options=table,
     )

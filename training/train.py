@@ -1,23 +1,68 @@
 """Trains the networks of a recipe.
 
-`python -m training.train --recipe R [--network roi|unet3tiny|attention_unet|aanet] [--anatomies DIR] [--resume]`
+`python -m training.train --recipe R [--network NAME]... [--anatomies DIR] [--resume]`, or under `torchrun` with the
+same arguments. `train.py` at the top makes a recipe of its arguments and comes here too.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from training.cases import make_cases, open_cases, training_specs
+from imaging.errors import ConfigurationError
+from models.network_spec import DARKNET
+from training.augmentation import strength_for
+from training.cases import TrainingCase, held_out_specs, make_cases, open_cases, training_specs
+from training.distributed import Place, joined
+from training.final_test import print_figures, try_on_cases, write_figures
 from training.loop import fit
 from training.networks import make_task
-from training.recipe import NETWORKS, Recipe
+from training.recipe import DataRecipe, NetworkRecipe, Recipe
 
 SAVE_FOLDER = Path("save_models")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Cases to learn from, to look at meanwhile, and to be judged on at the end."""
+
+    train: Sequence[TrainingCase]
+    validation: Sequence[TrainingCase]
+    test: Sequence[TrainingCase] = ()
+
+    def with_few(self, count: int) -> Split:
+        """No more than `count` cases to learn from."""
+        if not 0 < count <= len(self.train):
+            raise ConfigurationError(
+                f"{count} training cases of {len(self.train)}", code="training.cases", remedy="choose at least one"
+            )
+        return replace(self, train=self.train[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a training runs, which says nothing about what comes out.
+
+    Attributes:
+        resume: go on from the checkpoints in the folders, where there are any.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+        data_parallel: spread batches over all GPUs of this process.
+        workers: processes that make batches ahead.
+        threads: of each process on a processor; 0: all its cores.
+    """
+
+    resume: bool = False
+    device: str = "auto"
+    data_parallel: bool = False
+    workers: int = 0
+    threads: int = 1
 
 
 def train(
@@ -28,51 +73,135 @@ def train(
     resume: bool = False,
     save_folder: Path = SAVE_FOLDER,
     threads: int = 1,
+    run: Run | None = None,
+    log_folder: Path | None = None,
+    little_sample: int | None = None,
 ) -> list[Path]:
     """Trains the networks of a recipe one after the other, on cases made first where the cache lacks them.
 
-    Returns the files with the averaged weights, `save_folder/<recipe>/<network>/weights.safetensors`. Beside each lie
-    its checkpoint (which `resume` goes on from) and TensorBoard logs.
+    Returns the files with the averaged weights, `save_folder/<recipe>/<network>/weights.safetensors`; see
+    `train_network` for what lies beside them. `run` replaces `resume` and `threads`.
     """
     recipe = Recipe.read(recipe_path)
-    torch.set_num_threads(threads)
-    specs = training_specs(recipe.data, anatomies)
-    make_cases(recipe.data, specs)
-    cases = open_cases(recipe.data, specs)
-    split = len(cases) - recipe.data.validation_cases
+    run = run or Run(resume=resume, threads=threads)
+    for name in networks or ():
+        if name not in recipe.networks:
+            raise ConfigurationError(
+                f"recipe {recipe_path} has no network {name!r}",
+                code="training.recipe",
+                remedy=f"it has {', '.join(recipe.networks)}",
+            )
     written = []
-    for name in networks or tuple(recipe.networks):
-        torch.manual_seed(recipe.seed)
-        task = make_task(recipe.networks[name], cases[:split], cases[split:])
-        folder = save_folder / recipe.name / name
-        weights = fit(
-            task.network,
-            task.source,
-            task.loss,
-            recipe.networks[name],
-            folder,
-            validate=task.validate,
-            resume=resume,
-        )
-        save_file({key: value.contiguous() for key, value in weights.items()}, folder / "weights.safetensors")
-        written.append(folder / "weights.safetensors")
+    with joined(run.device) as place:
+        split = phantom_split(recipe.data, anatomies, place)
+        for name in networks or tuple(recipe.networks):
+            folder, logs = save_folder / recipe.name / name, log_folder and log_folder / recipe.name / name
+            written.append(
+                train_network(recipe.networks[name], recipe.seed, split, folder, run, place, logs, little_sample)
+            )
     return written
+
+
+def phantom_split(data: DataRecipe, anatomies: Path | None, place: Place) -> Split:
+    """The phantoms of a recipe, made where they are not there yet; the test ones have seeds and anatomies of their
+    own."""
+    specs = training_specs(data, anatomies)
+    tests = held_out_specs(data, anatomies, data.test_cases)
+    if place.is_first:
+        make_cases(data, [*specs, *tests])
+    place.wait()
+    cases, last = open_cases(data, specs), len(specs) - data.validation_cases
+    return Split(cases[:last], cases[last:], open_cases(data, tests))
+
+
+def train_network(
+    recipe: NetworkRecipe,
+    seed: int,
+    split: Split,
+    folder: Path,
+    run: Run,
+    place: Place,
+    log_folder: Path | None = None,
+    little_sample: int | None = None,
+) -> Path:
+    """Trains one network into `folder`, which gets
+
+    * `weights.safetensors`: the averaged weights, whose path is returned,
+    * `checkpoint.pt`, which `run.resume` goes on from, and TensorBoard's `log/` unless `log_folder` is given,
+    * `test/`: a picture of each test case and the figures, where there are test cases.
+
+    `little_sample` trains on so few cases, each varied the more for it.
+    """
+    torch.set_num_threads(run.threads or len(os.sched_getaffinity(0)))
+    if little_sample is not None:
+        split = split.with_few(little_sample)
+        recipe = replace(recipe, augmentation=max(recipe.augmentation, strength_for(little_sample)))
+    torch.manual_seed(seed)
+    task = make_task(recipe, split.train, split.validation)
+    weights = fit(
+        task.network,
+        task.source,
+        task.loss,
+        recipe,
+        folder,
+        validate=task.validate,
+        tally=task.tally,
+        resume=run.resume,
+        place=place,
+        data_parallel=run.data_parallel,
+        log_folder=log_folder,
+        workers=run.workers,
+    )
+    file = folder / "weights.safetensors"
+    if place.is_first:
+        _save(weights, file)
+        if split.test:
+            task.network.load_state_dict(weights)
+            if recipe.kind == DARKNET:
+                with torch.inference_mode():
+                    figures = make_task(recipe, split.train, split.test).validate(task.network.eval())
+                write_figures(figures, folder / "test")
+                print_figures(recipe.name, figures)
+            else:
+                try_on_cases(task.network, recipe, split.test, folder / "test")
+    place.wait()
+    return file
+
+
+def _save(weights: dict[str, Tensor], file: Path) -> None:
+    unfinished = file.with_suffix(".tmp")
+    save_file({key: value.cpu().contiguous() for key, value in weights.items()}, unfinished)
+    unfinished.replace(file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train the networks of a recipe")
     parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--network", choices=NETWORKS, action="append", help="only this one; may be repeated")
+    parser.add_argument("--network", action="append", help="only this one; may be repeated")
     parser.add_argument("--anatomies", type=Path, help="folder of label maps (*.nii.gz); without it all are grown")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--num_workers", "--num-workers", type=int, default=0, help="processes that make batches ahead")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--parallel", choices=("none", "data"), default="none", help="data: nn.DataParallel")
+    parser.add_argument("--little-sample", "--little_sample", type=int, help="learn from so few cases")
+    parser.add_argument("--save_path", "--save-path", type=Path, default=SAVE_FOLDER)
+    parser.add_argument("--log_path", "--log-path", type=Path, help="TensorBoard files; default: beside the checkpoint")
     options = parser.parse_args(arguments)
     for path in train(
         options.recipe,
         networks=options.network,
         anatomies=options.anatomies,
-        resume=options.resume,
-        threads=options.threads,
+        save_folder=options.save_path,
+        run=Run(
+            resume=options.resume,
+            device=options.device,
+            data_parallel=options.parallel == "data",
+            workers=options.num_workers,
+            threads=options.threads,
+        ),
+        log_folder=options.log_path,
+        little_sample=options.little_sample,
     ):
         print(path)
 

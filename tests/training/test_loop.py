@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from imaging.errors import ConfigurationError
 from training.ema import WeightAverage
+from training.forward import forward_logits
 from training.loop import fit, learning_rate
 from training.recipe import NetworkRecipe
 from training.sampling import Batch
@@ -38,7 +39,7 @@ def _network() -> nn.Module:
 
 
 def _loss(network: nn.Module, batch: Batch) -> Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(network(batch.input).float(), batch.target)
+    return nn.functional.binary_cross_entropy_with_logits(forward_logits(network, batch.input), batch.target)
 
 
 def test_resumed_training_gives_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
