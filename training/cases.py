@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from training.phantoms import CasePhantom, acquire_phantom, on_working_grid
 from training.recipe import DataRecipe, Recipe
 
 LUNG, ARTERY, VEIN = 1, 2, 3
+UNKNOWN_VESSELS = 128  # added to every voxel of a case whose arteries and veins nobody has marked
 EMBOLUS_POINTS = 400  # kept per embolus
 OTHER_POINTS = 4000  # kept per case
 AIR_HU = -1024
@@ -69,13 +71,21 @@ def _stem(path: Path) -> str:
     return path.name.split(".")[0]
 
 
+class Block(NamedTuple):
+    """A piece of a case, arrays (z, y, x) of one shape: `hu` int16, `anatomy` uint8, `embolus` bool."""
+
+    hu: NDArray[np.int16]
+    anatomy: NDArray[np.uint8]
+    embolus: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingCase:
     """One case, opened from the cache.
 
     Attributes:
         hu: int16 (z, y, x), 1 mm, the lung box and its margin; memory-mapped.
-        anatomy: uint8, LUNG, ARTERY (clot included), VEIN or 0.
+        anatomy: uint8, LUNG, ARTERY (clot included), VEIN or 0; LUNG or 0 plus UNKNOWN_VESSELS where nobody knows.
         embolus: uint8, one value per embolus.
         embolus_points: int16 (n, 3) voxels of emboli, about as many for a small one as for a large one.
         other_points: int16 (n, 3) voxels where there is none: vessels, what touches them, lung.
@@ -106,18 +116,16 @@ class TrainingCase:
                 roi_boxes=roi["boxes"],
             )
 
-    def block(
-        self, start: NDArray[np.int_], shape: Sequence[int]
-    ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.bool_]]:
-        """(hu, anatomy, embolus mask) of `shape` from voxel `start`; what lies beyond the case is air."""
+    def block(self, start: NDArray[np.int_], shape: Sequence[int]) -> Block:
+        """A block of `shape` from voxel `start`, moved inside where it can be; what lies beyond the case is air."""
         size = np.asarray(self.hu.shape)
         start = np.clip(start, 0, np.maximum(size - shape, 0))
         inside = tuple(slice(s, min(s + n, limit)) for s, n, limit in zip(start, shape, size, strict=True))
         hu = np.asarray(self.hu[inside])
         if hu.shape == tuple(shape):
-            return hu, np.asarray(self.anatomy[inside]), np.asarray(self.embolus[inside]) > 0
+            return Block(hu, np.asarray(self.anatomy[inside]), np.asarray(self.embolus[inside]) > 0)
         pad = [(0, n - m) for n, m in zip(shape, hu.shape, strict=True)]
-        return (
+        return Block(
             np.pad(hu, pad, constant_values=AIR_HU),
             np.pad(self.anatomy[inside], pad),
             np.pad(np.asarray(self.embolus[inside]) > 0, pad),

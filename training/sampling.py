@@ -6,26 +6,34 @@ batches an uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imaging.errors import ConfigurationError
 from imaging.windows import aanet_input, unet_channels
-from training.cases import ARTERY, VEIN, TrainingCase
+from training.cases import ARTERY, UNKNOWN_VESSELS, VEIN, Block, TrainingCase
+from training.crop_choice import CropChoice, Place, embolus_crops_at
+from training.crop_variation import Turn, mirrored, recoloured
+
+CENTRE_JITTER = 0.3  # of the crop's size, to either side
+RATIO_CROPS = 256  # of each kind, from which the embolus's share of voxels is estimated
+UNKNOWN = -1.0  # of a target that nobody knows; losses pass over it
 
 
 class Batch(NamedTuple):
-    """`input` (N, channels, ...) float32 0..1; `target` float32: masks (N, targets, ...) or boxes (N, boxes, 4)."""
+    """`input` (N, channels, ...) float32 0..1; `target` float32: masks (N, targets, ...) or boxes (N, boxes, 4).
+
+    A mask is 0 or 1, or -1 where nobody knows.
+    """
 
     input: Tensor
     target: Tensor
-
-
-Block = tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.bool_]]
 
 
 class BatchSource(Protocol):
@@ -34,30 +42,101 @@ class BatchSource(Protocol):
     def batch(self, step: int) -> Batch: ...
 
 
+@dataclass(frozen=True, slots=True)
+class CropOptions:
+    """How crops are drawn beyond where: a recipe's network table has these under the same names.
+
+    Attributes:
+        target_ratio: of all voxels of the batches, in the long run, so many shall be embolus; the share of crops that
+            are drawn on emboli follows from it, and `embolus_share` is not asked. 0: `embolus_share` decides.
+        balanced_sizes: emboli under 0.3 ml are drawn as often as larger ones.
+        lung_crop: crops come from the box around the lungs. False: from all that the case holds, which is more than
+            that box only where the case was made with a larger `margin_mm`.
+        turned_share: of the crops are turned and scaled.
+        variation: how strongly crops are turned and recoloured; 0: not at all, 1: as between patients and scanners.
+    """
+
+    target_ratio: float = 0.0
+    balanced_sizes: bool = True
+    lung_crop: bool = True
+    turned_share: float = 0.0
+    variation: float = 1.0
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> CropOptions:
+        """Those of `table` that are crop options; the others are somebody else's."""
+        return cls(**{field.name: table[field.name] for field in fields(cls) if field.name in table})
+
+
+PLAIN = CropOptions()
+
+
 class _Crops:
-    """Chooses where to crop: a case, then an embolus (each as likely as the next, large or small) or a distractor."""
+    """Crops of `crop_zyx`, `size` in a batch, of which `embolus_share` are on emboli."""
 
     def __init__(
-        self, cases: Sequence[TrainingCase], crop_zyx: Sequence[int], size: int, embolus_share: float, seed: int
+        self,
+        cases: Sequence[TrainingCase],
+        crop_zyx: Sequence[int],
+        size: int,
+        embolus_share: float,
+        seed: int,
+        options: CropOptions,
     ) -> None:
-        self.cases, self.crop_zyx, self.size, self.embolus_share, self.seed = cases, crop_zyx, size, embolus_share, seed
+        z, y, x = crop_zyx
+        self.cases, self.crop_zyx, self.size, self.seed, self.options = cases, (z, y, x), size, seed, options
+        self.choice = CropChoice(cases, balanced_sizes=options.balanced_sizes, lung_crop=options.lung_crop)
+        self.embolus_share = self._share_for(options.target_ratio) if options.target_ratio else embolus_share
+
+    def _crops(self, step: int) -> list[Block]:
+        """The crops of a step; those on emboli come first, a fixed number of them: steadier gradients than a coin."""
+        on_embolus = embolus_crops_at(step, self.size, self.embolus_share)
+        return [
+            self._crop(np.random.default_rng((self.seed, step, index)), index < on_embolus)
+            for index in range(self.size)
+        ]
 
     def _crop(self, rng: np.random.Generator, on_embolus: bool) -> Block:
-        """(hu, anatomy, embolus mask) of one crop, augmented; each of shape `crop_zyx`."""
-        case = self.cases[int(rng.integers(len(self.cases)))]
-        points = case.embolus_points if on_embolus and len(case.embolus_points) else case.other_points
-        centre = points[rng.integers(len(points))]
-        crop = np.asarray(self.crop_zyx)
-        jitter = rng.uniform(-0.3, 0.3, 3) * np.where(crop > 1, crop, 0)
-        start = np.round(centre + jitter - crop / 2).astype(int)
-        hu, anatomy, embolus = case.block(start, self.crop_zyx)
-        if rng.random() < 0.5:  # left-right: the only mirror that leaves a plausible chest
-            hu, anatomy, embolus = hu[..., ::-1], anatomy[..., ::-1], embolus[..., ::-1]
-        return _vary_intensity(hu, rng), anatomy, embolus
+        crop = self._content(rng, on_embolus)
+        if rng.random() < 0.5:
+            crop = mirrored(crop)
+        return crop._replace(hu=recoloured(crop.hu, rng, self.options.variation))
 
-    def _on_embolus(self, index: int) -> bool:
-        """A fixed share of every batch, rather than a coin per crop: steadier gradients."""
-        return index < round(self.size * self.embolus_share)
+    def _content(self, rng: np.random.Generator, on_embolus: bool) -> Block:
+        """A crop with its own colours."""
+        place = self.choice.embolus(rng) if on_embolus and self.choice.has_emboli else self.choice.other(rng)
+        if rng.random() < self.options.turned_share and self.options.variation > 0:
+            turn = Turn.draw(rng, self.options.variation)
+            return turn.apply(self._around(place, turn.source_shape(self.crop_zyx), rng), self.crop_zyx)
+        return self._around(place, self.crop_zyx, rng)
+
+    def _around(self, place: Place, shape_zyx: tuple[int, int, int], rng: np.random.Generator) -> Block:
+        """A block of `shape_zyx`, the place somewhere in the middle."""
+        shape, smallest = np.asarray(shape_zyx), np.minimum(shape_zyx, self.crop_zyx)
+        jitter = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 3) * np.where(smallest > 1, smallest, 0)
+        start = np.round(place.centre + jitter - shape / 2).astype(int)
+        return self.cases[place.case].block(self.choice.bounds[place.case].start_inside(start, shape_zyx), shape_zyx)
+
+    def _share_for(self, ratio: float) -> float:
+        """The share of crops on emboli with which `ratio` of all voxels are embolus."""
+        on, off = (
+            float(
+                np.mean(
+                    [
+                        self._content(np.random.default_rng((self.seed, kind, index)), bool(kind)).embolus.mean()
+                        for index in range(RATIO_CROPS)
+                    ]
+                )
+            )
+            for kind in (1, 0)
+        )
+        if not ratio <= on:
+            raise ConfigurationError(
+                f"target_ratio {ratio}: crops on emboli have {on:.5f} of their voxels in one, others {off:.5f}",
+                code="training.target_ratio",
+                remedy=f"choose at most {on:.5f}, or smaller crops",
+            )
+        return float(np.clip((ratio - off) / (on - off), 0, 1)) if on > off else 1.0
 
 
 class BlockSource(_Crops):
@@ -75,37 +154,37 @@ class BlockSource(_Crops):
         seed: int,
         *,
         veins: bool = False,
+        options: CropOptions = PLAIN,
     ) -> None:
-        super().__init__(cases, crop_zyx, size, embolus_share, seed)
+        super().__init__(cases, crop_zyx, size, embolus_share, seed, options)
         self.veins = veins
 
     def batch(self, step: int) -> Batch:
-        rng = np.random.default_rng((self.seed, step))
-        inputs, targets = [], []
-        for index in range(self.size):
-            hu, anatomy, embolus = self._crop(rng, self._on_embolus(index))
-            inputs.append(aanet_input(hu)[None])
-            masks = [embolus, (anatomy == ARTERY) | embolus, (anatomy == VEIN) & ~embolus]
-            targets.append(np.stack(masks if self.veins else masks[:2]))
-        return _to_batch(inputs, targets)
+        crops = self._crops(step)
+        targets = [_masks(crop) if self.veins else _masks(crop)[:2] for crop in crops]
+        return _to_batch([aanet_input(crop.hu)[None] for crop in crops], targets)
 
 
 class SliceSource(_Crops):
     """2D crops for the UNets: input (N, 5, y, x) as `unet_channels` makes it, target embolus (N, 1, y, x)."""
 
     def __init__(
-        self, cases: Sequence[TrainingCase], crop_yx: Sequence[int], size: int, embolus_share: float, seed: int
+        self,
+        cases: Sequence[TrainingCase],
+        crop_yx: Sequence[int],
+        size: int,
+        embolus_share: float,
+        seed: int,
+        *,
+        options: CropOptions = PLAIN,
     ) -> None:
-        super().__init__(cases, (3, *crop_yx), size, embolus_share, seed)
+        super().__init__(cases, (3, *crop_yx), size, embolus_share, seed, options)
 
     def batch(self, step: int) -> Batch:
-        rng = np.random.default_rng((self.seed, step))
-        inputs, targets = [], []
-        for index in range(self.size):
-            hu, _, embolus = self._crop(rng, self._on_embolus(index))
-            inputs.append(unet_channels(hu, 1))
-            targets.append(embolus[1:2])
-        return _to_batch(inputs, targets)
+        crops = self._crops(step)
+        return _to_batch(
+            [unet_channels(crop.hu, 1) for crop in crops], [crop.embolus[1:2].astype(np.float32) for crop in crops]
+        )
 
 
 class RoiSource:
@@ -165,13 +244,14 @@ def _shifted(
     return moved, np.concatenate([(low + high) / 2, high - low])
 
 
-def _vary_intensity(hu: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.int16]:
-    """Another kilovoltage and dose: contrast +-12 % around 40 HU, offset +-15 HU, white noise up to 20 HU."""
-    varied = (hu - 40.0) * rng.uniform(0.88, 1.12) + 40.0 + rng.uniform(-15, 15)
-    varied += rng.standard_normal(hu.shape, dtype=np.float32) * rng.uniform(0, 20)
-    varied = np.clip(varied, -1024, 3071)
-    return np.asarray(varied, dtype=np.int16)
+def _masks(crop: Block) -> NDArray[np.float32]:
+    """(3, z, y, x): embolus, artery, vein; a clot lies in the artery, whoever marked what."""
+    unknown = (crop.anatomy >= UNKNOWN_VESSELS) & ~crop.embolus
+    masks = [crop.embolus, (crop.anatomy == ARTERY) | crop.embolus, (crop.anatomy == VEIN) & ~crop.embolus]
+    targets = np.stack(masks).astype(np.float32)
+    targets[1:, unknown] = UNKNOWN
+    return targets
 
 
-def _to_batch(inputs: list[NDArray[np.float32]], targets: list[NDArray[np.bool_]]) -> Batch:
-    return Batch(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets).astype(np.float32)))
+def _to_batch(inputs: list[NDArray[np.float32]], targets: list[NDArray[np.float32]]) -> Batch:
+    return Batch(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets)))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
-from training.cases import TrainingCase
-from training.sampling import BlockSource, RoiSource, SliceSource
+from imaging.errors import ConfigurationError
+from training.cases import UNKNOWN_VESSELS, VEIN, TrainingCase
+from training.sampling import BlockSource, CropOptions, RoiSource, SliceSource
 
 MakeCase = Callable[..., TrainingCase]
 
@@ -42,6 +45,56 @@ def test_a_batch_depends_on_seed_and_step_alone(make_case: MakeCase) -> None:
     one.batch(0)
     torch.testing.assert_close(one.batch(5).input, other.batch(5).input, rtol=0, atol=0)
     assert not torch.equal(one.batch(5).input, one.batch(6).input)
+
+
+def test_turned_crops_depend_on_seed_and_step_alone(make_case: MakeCase) -> None:
+    options = CropOptions(turned_share=1.0)
+    one, other = (BlockSource([make_case()], (16, 16, 16), 2, 0.5, seed=3, options=options) for _ in range(2))
+    one.batch(0)
+    torch.testing.assert_close(one.batch(5).input, other.batch(5).input, rtol=0, atol=0)
+    straight = BlockSource([make_case()], (16, 16, 16), 2, 0.5, seed=3).batch(5)
+    assert not torch.equal(one.batch(5).target, straight.target)
+
+
+def test_the_share_of_embolus_voxels_is_the_target_ratio(make_case: MakeCase) -> None:
+    for ratio in (0.001, 0.003):
+        source = BlockSource([make_case()], (16, 16, 16), 4, 0.0, seed=0, options=CropOptions(target_ratio=ratio))
+        voxels = torch.cat([source.batch(step).target[:, 0] for step in range(60)])
+        assert float(voxels.mean()) == pytest.approx(ratio, rel=0.1)
+
+
+def test_a_target_ratio_beyond_reach_is_refused_with_what_can_be_reached(make_case: MakeCase) -> None:
+    with pytest.raises(ConfigurationError, match=r"target_ratio 0.5: crops on emboli have 0.00\d+"):
+        BlockSource([make_case()], (16, 16, 16), 4, 0.5, seed=0, options=CropOptions(target_ratio=0.5))
+
+
+def test_veins_are_a_third_target_for_a_network_that_has_them(make_case: MakeCase) -> None:
+    case = make_case()
+    anatomy = case.anatomy.copy()
+    anatomy[:, :, :30] = VEIN
+    source = BlockSource([replace(case, anatomy=anatomy)], (40, 48, 72), 1, 1.0, seed=0, veins=True)
+    (target,) = source.batch(0).target
+    assert target.shape == (3, 40, 48, 72)
+    assert int(target[2].sum()) == 40 * 48 * 30
+    assert int(target[1].sum()) == 7**3
+    assert bool((target[1] * target[2] == 0).all())
+
+
+def test_vessels_nobody_marked_are_no_target_but_a_clot_lies_in_an_artery(make_case: MakeCase) -> None:
+    case = make_case()
+    unmarked = replace(case, anatomy=np.full(case.anatomy.shape, UNKNOWN_VESSELS, np.uint8))
+    (target,) = BlockSource([unmarked], (40, 48, 72), 1, 1.0, seed=0, veins=True).batch(0).target
+    embolus = target[0] == 1
+    assert int(embolus.sum()) == 27
+    assert bool((target[1][embolus] == 1).all())
+    assert bool((target[2][embolus] == 0).all())
+    assert bool((target[1:, ~embolus] == -1).all())
+    assert bool((target[0][~embolus] == 0).all()), "what is no embolus is known"
+
+
+def test_a_recipe_names_crop_options_among_others() -> None:
+    table = {"patch_zyx": [64, 64, 64], "target_ratio": 0.002, "lung_crop": False}
+    assert CropOptions.of(table) == CropOptions(target_ratio=0.002, lung_crop=False)
 
 
 def test_a_crop_larger_than_the_case_is_padded_with_air(make_case: MakeCase) -> None:
