@@ -205,7 +205,9 @@ class Cascade:
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
         labelmap[region.box.slices] = found.labelmap
         artery_mask = np.zeros(canonical.shape_zyx, dtype=bool)
-        artery_mask[region.box.slices] = artery_part | (found.labelmap > 0)
+        # Ids run from the best score down. Candidates below the threshold say nothing about the artery either.
+        emboli = sum(lesion.score >= self._thresholds.score for lesion in found.lesions)
+        artery_mask[region.box.slices] = artery_part | ((found.labelmap > 0) & (found.labelmap <= emboli))
         reported = found.scan_probability >= self._thresholds.score
         findings = Findings(
             outcome=Outcome.EMBOLUS_FOUND if reported else Outcome.NO_EMBOLUS,
