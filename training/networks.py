@@ -25,7 +25,7 @@ from training.objectives import (
     voxel_rates,
 )
 from training.recipe import NetworkRecipe
-from training.sampling import BatchSource, BlockSource, RoiSource, SliceSource
+from training.sampling import PLAIN, BatchSource, BlockSource, CropOptions, RoiSource, SliceSource
 from training.scans import scan_scores
 
 VOLUME_KIND = "aanet"
@@ -66,10 +66,10 @@ def make_task(recipe: NetworkRecipe, train: Sequence[TrainingCase], validation: 
     if recipe.kind == DARKNET:
         return _detection_task(recipe, network, train, validation)
     loss = _loss(recipe)
-    sources = _sources(recipe)
+    sources = _sources(recipe, CropOptions.of(recipe.options))
     if recipe.kind != VOLUME_KIND:
         network = _expecting_little(network)
-    held_out = sources(validation, VALIDATION_SEED)
+    held_out = _sources(recipe, PLAIN)(validation, VALIDATION_SEED)
     batches = [held_out.batch(step) for step in range(recipe.validation_batches)]
     on_crops = crop_scores(batches, TARGETS[: batches[0].target.shape[1]] if batches else (), loss)
     scans = tuple(validation[: recipe.validation_scans])
@@ -92,13 +92,13 @@ def _detection_task(
     return TrainingTask(network, source, detection_loss, box_scores(batches))
 
 
-def _sources(recipe: NetworkRecipe) -> Sources:
+def _sources(recipe: NetworkRecipe, options: CropOptions) -> Sources:
     share = recipe.options["embolus_share"]
     if recipe.kind == VOLUME_KIND:
         crop, veins = recipe.options["patch_zyx"], bool(recipe.parameters.get("veins", False))
-        return lambda cases, seed: BlockSource(cases, crop, recipe.batch, share, seed, veins=veins)
+        return lambda cases, seed: BlockSource(cases, crop, recipe.batch, share, seed, veins=veins, options=options)
     crop = recipe.options["patch_yx"]
-    return lambda cases, seed: SliceSource(cases, crop, recipe.batch, share, seed)
+    return lambda cases, seed: SliceSource(cases, crop, recipe.batch, share, seed, options=options)
 
 
 def _loss(recipe: NetworkRecipe) -> Loss:

@@ -130,13 +130,13 @@ class _Crops:
             )
             for kind in (1, 0)
         )
-        if not ratio <= on:
+        if not off <= ratio <= on:
             raise ConfigurationError(
-                f"target_ratio {ratio}: crops on emboli have {on:.5f} of their voxels in one, others {off:.5f}",
+                f"target_ratio {ratio}: crops on emboli are {on:.5f} embolus, others {off:.5f}",
                 code="training.target_ratio",
-                remedy=f"choose at most {on:.5f}, or smaller crops",
+                remedy=f"choose a ratio from {off:.5f} to {on:.5f}, or crops of another size",
             )
-        return float(np.clip((ratio - off) / (on - off), 0, 1)) if on > off else 1.0
+        return (ratio - off) / (on - off) if on > off else 1.0
 
 
 class BlockSource(_Crops):

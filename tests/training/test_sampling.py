@@ -64,7 +64,7 @@ def test_the_share_of_embolus_voxels_is_the_target_ratio(make_case: MakeCase) ->
 
 
 def test_a_target_ratio_beyond_reach_is_refused_with_what_can_be_reached(make_case: MakeCase) -> None:
-    with pytest.raises(ConfigurationError, match=r"target_ratio 0.5: crops on emboli have 0.00\d+"):
+    with pytest.raises(ConfigurationError, match=r"choose a ratio from 0.00000 to 0.00\d+"):
         BlockSource([make_case()], (16, 16, 16), 4, 0.5, seed=0, options=CropOptions(target_ratio=0.5))
 
 
