@@ -1,126 +1,184 @@
-"""How good a package is on phantoms nothing was trained on.
+"""Runs a package on scans nothing was trained on, and writes one JSON line for each; the tables come from those.
 
-`python -m training.evaluate --recipe R --package DIR [--anatomies DIR] [--cases N]` writes `figures.json` into the
-package: what its model card states.
+`embolens evaluate` is the command. Shards of one evaluation may run at once, and one that was cut short goes on where
+it stopped: every line is a scan done.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imaging.metrics import match_lesions, voxel_dice
-from imaging.phantom import Phantom
+from imaging.errors import ConfigurationError, NotAnalysable
+from imaging.geometry import Box, to_canonical
 from models.cascade import Cascade
 from models.darknet.network import DarknetNetwork
 from models.packages import ModelPackage, load_network
 from models.roi import RoiSettings, find_lungs
-from training.cases import held_out_specs
-from training.phantoms import acquire_phantom
+from training.case_record import CANDIDATES_FROM, FULL_CASCADE, OVERLAP, CaseRecord, judged, not_analysed
+from training.comparison_picture import write_comparison
+from training.evaluation_scans import ANATOMIES, GROWN, PHANTOMS, EvaluationScan, PlannedScan, phantom_scans
 from training.recipe import Recipe
 
 SIZE_CLASSES_ML = ((0.0, 0.1), (0.1, 0.3), (0.3, 1.0), (1.0, 10.0), (10.0, float("inf")))
 
 
 @dataclass(frozen=True, slots=True)
-class CaseFigures:
-    """One phantom: volumes of its emboli (found and missed, ml), scores of false lesions, Dice, seconds."""
+class Shard:
+    """Every `count`-th scan from the `index`-th."""
 
-    name: str
-    found_ml: tuple[float, ...]
-    missed_ml: tuple[float, ...]
-    false_scores: tuple[float, ...]
-    embolus_dice: float
-    artery_dice: float
-    roi_recall: float
-    seconds: float
+    index: int = 0
+    count: int = 1
 
-
-def evaluate_case(cascade: Cascade, phantom: Phantom, name: str) -> CaseFigures:
-    """Runs the cascade on a phantom and compares with the truth."""
-    result = cascade.segment(phantom.volume)
-    truth = phantom.embolus_labelmap
-    match = match_lesions(truth, result.embolus_labelmap)
-    sizes_ml = np.bincount(truth.ravel()) * (phantom.volume.voxel_volume_mm3 / 1000.0)
-    lesions = {lesion.id: lesion for lesion in result.findings.lesions}
-    return CaseFigures(
-        name=name,
-        found_ml=tuple(float(sizes_ml[label]) for label in match.found),
-        missed_ml=tuple(float(sizes_ml[label]) for label in match.missed),
-        false_scores=tuple(lesions[label].score for label in match.false),
-        embolus_dice=voxel_dice(truth, result.embolus_labelmap),
-        artery_dice=voxel_dice(phantom.artery, result.artery),
-        roi_recall=_roi_recall(cascade.package, phantom),
-        seconds=sum(result.stage_seconds.values()),
-    )
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Raises ConfigurationError unless it reads i/n with 0 <= i < n."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ConfigurationError(f"shard {text!r}", code="evaluation.shard", remedy="write 0/3, 1/3, 2/3")
+        return cls(int(index), int(count))
 
 
-def _roi_recall(package: ModelPackage, phantom: Phantom) -> float:
-    """Share of the emboli's voxels that lies inside the region of interest; 1.0 without emboli."""
+def record_scans(
+    cascades: Mapping[str, Cascade], planned: Sequence[PlannedScan], folder: Path, *, shard: Shard, pictures: int = 0
+) -> None:
+    """Runs every cascade (by variant name) on this shard's scans and appends to the shard's file in `folder`.
+
+    Args:
+        pictures: of each kind's first scans, the full cascade's result is drawn beside the truth.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"cases-{shard.index}-of-{shard.count}.jsonl"
+    _drop_unfinished_line(path)
+    done = _recorded(folder)
+    drawn = {name for kind in {plan.kind for plan in planned} for name in _first_names(planned, kind, pictures)}
+    with path.open("a", encoding="utf-8") as file:
+        for plan in planned[shard.index :: shard.count]:
+            missing = {variant: cascade for variant, cascade in cascades.items() if (variant, plan.name) not in done}
+            picture = folder / f"{plan.kind}-{plan.name}.png" if plan.name in drawn else None
+            for record in _records_of(plan, missing, picture):
+                file.write(record.to_json() + "\n")
+                file.flush()
+                print(_line(record), flush=True)
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    if path.is_file():
+        content = path.read_bytes()
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _recorded(folder: Path) -> set[tuple[str, str]]:
+    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text("utf-8").splitlines(keepends=True)]
+    contents = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {(content["variant"], content["name"]) for content in contents}
+
+
+def _first_names(planned: Sequence[PlannedScan], kind: str, count: int) -> list[str]:
+    return [plan.name for plan in planned if plan.kind == kind][:count]
+
+
+def _records_of(plan: PlannedScan, cascades: Mapping[str, Cascade], picture: Path | None) -> Iterable[CaseRecord]:
+    scan: EvaluationScan | NotAnalysable | None = None
+    for variant, cascade in cascades.items():
+        if scan is None:
+            try:
+                scan = plan.load()
+            except NotAnalysable as refusal:
+                scan = refusal
+        if isinstance(scan, NotAnalysable):
+            sha256 = cascade.package.sha256
+            yield not_analysed(plan.name, plan.kind, scan, package_sha256=sha256, variant=variant)
+        else:
+            yield evaluate_scan(cascade, scan, variant=variant, picture=picture)
+
+
+def evaluate_scan(
+    cascade: Cascade, scan: EvaluationScan, *, variant: str = FULL_CASCADE, picture: Path | None = None
+) -> CaseRecord:
+    """Runs a cascade on a scan and compares with what is known about it."""
+    try:
+        result = cascade.segment(scan.volume, min_score=CANDIDATES_FROM)
+        region = region_of_interest(cascade.package, scan) if variant == FULL_CASCADE else None
+    except NotAnalysable as refusal:
+        sha256 = cascade.package.sha256
+        return not_analysed(scan.name, scan.kind, refusal, package_sha256=sha256, variant=variant)
+    if picture is not None and variant == FULL_CASCADE:
+        write_comparison(scan, result, picture)
+    return judged(scan, result, region, package_sha256=cascade.package.sha256, variant=variant)
+
+
+def region_of_interest(package: ModelPackage, scan: EvaluationScan) -> Box:
+    """Where the package's detector sees the lungs, on the canonical grid."""
     detector = load_network(package, "roi")
-    assert isinstance(detector, DarknetNetwork)
-    region = find_lungs(detector, phantom.volume, RoiSettings(**package.settings["roi"]), lambda fraction: None)
-    embolus = phantom.embolus_labelmap > 0
-    total = int(np.count_nonzero(embolus))
-    return int(np.count_nonzero(embolus[region.box.slices])) / total if total else 1.0
+    if not isinstance(detector, DarknetNetwork):
+        raise ConfigurationError(f"network roi of {package.name} is a {type(detector).__name__}, not a detector")
+    canonical, _ = to_canonical(scan.volume)
+    return find_lungs(detector.eval(), canonical, RoiSettings(**package.settings["roi"]), lambda fraction: None).box
 
 
-def summary(cases: Sequence[CaseFigures]) -> dict[str, Any]:
-    """Figures over all cases; sensitivity as [found, inserted] for each size class."""
-    sensitivity = {}
-    for low, high in SIZE_CLASSES_ML:
-        found = sum(low <= ml < high for case in cases for ml in case.found_ml)
-        missed = sum(low <= ml < high for case in cases for ml in case.missed_ml)
-        sensitivity[f"{low:g}-{high:g} ml"] = [found, found + missed]
-    with_emboli = [case for case in cases if case.found_ml or case.missed_ml]
-    return {
-        "scans": len(cases),
-        "emboli": sum(len(case.found_ml) + len(case.missed_ml) for case in cases),
-        "lesion_sensitivity_by_size": sensitivity,
-        "false_positives_per_scan": round(sum(len(case.false_scores) for case in cases) / len(cases), 2),
-        "voxel_dice_mean": _mean([case.embolus_dice for case in with_emboli]),
-        "artery_dice_mean": _mean([case.artery_dice for case in cases]),
-        "roi_recall_min": round(min(case.roi_recall for case in cases), 4),
-        "seconds_median": round(float(np.median([case.seconds for case in cases])), 1),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(float(np.mean(values)), 3) if values else None
+def _line(record: CaseRecord) -> str:
+    if record.scan_probability is None:
+        return f"{record.variant}  {record.kind} {record.name}: not analysable ({', '.join(record.reasons)})"
+    emboli = "?" if record.lesions is None else str(len(record.lesions))
+    dice = "" if record.voxel_dice is None else f", Dice {record.voxel_dice:.3f}"
+    artery = "" if record.artery_dice is None else f", artery {record.artery_dice:.3f}"
+    return (
+        f"{record.variant}  {record.kind} {record.name}: {emboli} emboli, {len(record.reported)} reported of "
+        f"{len(record.candidates)} candidates{dice}{artery}, {record.seconds:.0f} s"
+    )
 
 
 def evaluate(recipe: Recipe, package: Path, anatomies: Path | None, count: int, threads: int = 1) -> dict[str, Any]:
-    """Figures on `count` test phantoms: all of them, the grown ones, and those on held-out anatomies."""
+    """The model card's figures on `count` test phantoms, one in four of them without emboli."""
     cascade = Cascade.load(package, device="cpu", threads=threads)
-    cases: dict[str, list[CaseFigures]] = {"grown": [], "anatomies": []}
-    for spec in held_out_specs(recipe.data, anatomies, count):
-        figures = evaluate_case(cascade, acquire_phantom(recipe.data, spec.seed, spec.anatomy), spec.name)
-        cases["anatomies" if spec.anatomy else "grown"].append(figures)
-        print(json.dumps(asdict(figures)), flush=True)
-    everything = [*cases["grown"], *cases["anatomies"]]
-    return {"all": summary(everything), **{kind: summary(some) for kind, some in cases.items() if some}}
+    records = []
+    for plan in phantom_scans(recipe, anatomies, count - count // 4, count // 4):
+        records.append(evaluate_scan(cascade, plan.load()))
+        print(_line(records[-1]), flush=True)
+    return card_figures(records)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Judge a package on test phantoms")
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--package", type=Path, required=True)
-    parser.add_argument("--anatomies", type=Path)
-    parser.add_argument("--cases", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    figures = evaluate(
-        Recipe.read(options.recipe), options.package, options.anatomies, options.cases, threads=options.threads
-    )
-    (options.package / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=1))
+def card_figures(records: Iterable[CaseRecord]) -> dict[str, Any]:
+    """`summary` of all phantoms, of the grown ones, and of those on held-out anatomies."""
+    phantoms = [record for record in records if record.kind in PHANTOMS and record.variant == FULL_CASCADE]
+    kinds = {kind: [record for record in phantoms if record.kind == kind] for kind in (GROWN, ANATOMIES)}
+    return {"all": summary(phantoms), **{kind: summary(some) for kind, some in kinds.items() if some}}
 
 
-if __name__ == "__main__":
-    main()
+def summary(records: Sequence[CaseRecord]) -> dict[str, Any]:
+    """Figures at the package's thresholds, lesions matched by overlap; sensitivity as [found, inserted] by size."""
+    sensitivity = {}
+    for low, high in SIZE_CLASSES_ML:
+        inserted = [
+            lesion.label in _found_labels(record)
+            for record in records
+            for lesion in record.lesions or ()
+            if low <= lesion.volume_ml < high
+        ]
+        sensitivity[f"{low:g}-{high:g} ml"] = [sum(inserted), len(inserted)]
+    false = [sum(1 for candidate in record.reported if not candidate.hits[OVERLAP]) for record in records]
+    return {
+        "scans": len(records),
+        "emboli": sum(len(record.lesions or ()) for record in records),
+        "lesion_sensitivity_by_size": sensitivity,
+        "false_positives_per_scan": round(sum(false) / len(records), 2),
+        "voxel_dice_mean": _mean([record.voxel_dice for record in records]),
+        "artery_dice_mean": _mean([record.artery_dice for record in records]),
+        "roi_recall_min": min((r.roi_recall for r in records if r.roi_recall is not None), default=None),
+        "seconds_median": round(float(np.median([record.seconds for record in records])), 1),
+    }
+
+
+def _found_labels(record: CaseRecord) -> set[int]:
+    return {label for candidate in record.reported for label in candidate.hits[OVERLAP]}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 3) if known else None

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from imaging.findings import RESEARCH_USE_ONLY
 from models.packages import default_package_directory, load_network, load_package
-from training.evaluate import CaseFigures, summary
+from tests.training.evaluation_records import record
+from training.evaluate import summary
 from training.model_card import model_card
 from training.recipe import Recipe
 
@@ -36,7 +37,7 @@ def test_the_model_card_states_the_figures_and_that_it_is_research_only() -> Non
 
 def test_a_card_shows_one_column_for_each_kind_of_phantom() -> None:
     recipe = Recipe.read(RECIPE)
-    figures = summary([CaseFigures("1", (0.5, 2.0), (0.05,), (0.9,), 0.8, 0.9, 1.0, 10.0)])
+    figures = summary([record("1", (0.5, 2.0, 0.05), [(0.9, 1), (0.8, 2), (0.7, 0)], dice=0.8)])
     card = model_card(recipe, {"all": figures, "grown": figures}, recipe.settings, with_anatomies=False)
     assert "| sensitivity, 0.3-1 ml | 1 / 1 | 1 / 1 |" in card
     assert "none on real anatomies" in card
