@@ -173,7 +173,7 @@ def _aims_section(full: Sequence[CaseRecord]) -> list[str]:
         (
             aim.what,
             f"{'at most' if aim.is_limit else 'at least'} {aim.bound:g}",
-            with_interval(aim.measured),
+            with_interval(aim.measured, aim.digits),
             aim.verdict,
         )
         for aim in aims(full)
