@@ -78,6 +78,10 @@ class Block(NamedTuple):
     anatomy: NDArray[np.uint8]
     embolus: NDArray[np.bool_]
 
+    def part(self, box: tuple[slice, ...]) -> Block:
+        """A view of the voxels in a box; writing to it writes here."""
+        return Block(self.hu[box], self.anatomy[box], self.embolus[box])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingCase:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cases import LUNG, UNKNOWN_VESSELS, TrainingCase
+from training.cases import ARTERY, LUNG, UNKNOWN_VESSELS, TrainingCase
 
 SMALL_EMBOLUS_VOXELS = 300  # 0.3 ml on the 1 mm grid
 LUNG_MARGIN_MM = 12
 LUNG_STEP_MM = 4  # the lung box is found on every fourth voxel
+
+EmboliOfCases = dict[int, list[NDArray[np.int16]]]
+"""The points (n, 3) of each embolus, by the number of its case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +73,53 @@ class CropChoice:
     def __init__(self, cases: Sequence[TrainingCase], *, balanced_sizes: bool, lung_crop: bool) -> None:
         self.bounds = [lung_bounds(case) if lung_crop else whole_case(case) for case in cases]
         self.others = [_inside(case.other_points, bounds) for case, bounds in zip(cases, self.bounds, strict=True)]
-        small: dict[int, list[NDArray[np.int16]]] = {}
-        large: dict[int, list[NDArray[np.int16]]] = {}
+        on_artery = [
+            points[case.anatomy[tuple(points.T)] == ARTERY] for case, points in zip(cases, self.others, strict=True)
+        ]
+        self.arteries = {number: [points] for number, points in enumerate(on_artery) if len(points)}
+        self.small: EmboliOfCases = {}
+        self.large: EmboliOfCases = {}
         for number, (case, bounds) in enumerate(zip(cases, self.bounds, strict=True)):
             for points in points_of_each_embolus(case):
                 inside = points[bounds.hold(points)]
                 if len(inside):
-                    kind = small if balanced_sizes and len(points) < SMALL_EMBOLUS_VOXELS else large
+                    kind = self.small if len(points) < SMALL_EMBOLUS_VOXELS else self.large
                     kind.setdefault(number, []).append(inside)
-        if not balanced_sizes:
-            large = {number: [np.concatenate(emboli)] for number, emboli in large.items()}
-        self.small, self.large = small, large
+        kinds = (self.small, self.large) if balanced_sizes else (_voxels_of_each_case(self.small, self.large),)
+        self.kinds = [kind for kind in kinds if kind]
 
     @property
     def has_emboli(self) -> bool:
-        return bool(self.small or self.large)
+        return bool(self.kinds)
 
     def embolus(self, rng: np.random.Generator) -> Place:
         """A voxel of an embolus; not to be asked without `has_emboli`."""
-        return self._within([kind for kind in (self.small, self.large) if kind], rng)
+        return self._within(self.kinds, rng)
 
     def small_embolus(self, rng: np.random.Generator) -> Place:
         """A voxel of an embolus that fills little of a crop, where there are such."""
         return self._within([self.small or self.large], rng)
+
+    def artery(self, rng: np.random.Generator) -> Place:
+        """A voxel of an artery beside its emboli, where arteries are known."""
+        return self._within([self.arteries], rng) if self.arteries else self.other(rng)
 
     def other(self, rng: np.random.Generator) -> Place:
         """A voxel where there is no embolus: vessels, what touches them, lung."""
         number = int(rng.integers(len(self.others)))
         return Place(number, self.others[number][rng.integers(len(self.others[number]))])
 
-    def _within(self, kinds: list[dict[int, list[NDArray[np.int16]]]], rng: np.random.Generator) -> Place:
+    def _within(self, kinds: Sequence[EmboliOfCases], rng: np.random.Generator) -> Place:
         kind = kinds[int(rng.integers(len(kinds)))]
         number = list(kind)[int(rng.integers(len(kind)))]
         points = kind[number][int(rng.integers(len(kind[number])))]
         return Place(number, points[rng.integers(len(points))])
+
+
+def _voxels_of_each_case(*kinds: EmboliOfCases) -> EmboliOfCases:
+    """All emboli of a case as if they were one."""
+    numbers = sorted({number for kind in kinds for number in kind})
+    return {number: [np.concatenate([p for kind in kinds for p in kind.get(number, ())])] for number in numbers}
 
 
 def points_of_each_embolus(case: TrainingCase) -> list[NDArray[np.int16]]:

@@ -18,11 +18,14 @@ from torch import Tensor
 from imaging.errors import ConfigurationError
 from imaging.windows import aanet_input, unet_channels
 from training.cases import ARTERY, UNKNOWN_VESSELS, VEIN, Block, TrainingCase
+from training.concatenation import Shape, concatenated, tile_edges
+from training.copy_paste import ClotSource, pasted
 from training.crop_choice import CropChoice, Place, embolus_crops_at
 from training.crop_variation import Turn, mirrored, recoloured
 
 CENTRE_JITTER = 0.3  # of the crop's size, to either side
 RATIO_CROPS = 256  # of each kind, from which the embolus's share of voxels is estimated
+PASTE_ROOM = 24  # slices at least, in which a copied embolus is laid along its artery
 UNKNOWN = -1.0  # of a target that nobody knows; losses pass over it
 
 
@@ -52,6 +55,8 @@ class CropOptions:
         balanced_sizes: emboli under 0.3 ml are drawn as often as larger ones.
         lung_crop: crops come from the box around the lungs. False: from all that the case holds, which is more than
             that box only where the case was made with a larger `margin_mm`.
+        concatenate_share: of the crops on emboli are put together of two or four smaller ones on small emboli.
+        copy_paste_share: of the crops get one more embolus, copied from an artery of the same calibre.
         turned_share: of the crops are turned and scaled.
         variation: how strongly crops are turned and recoloured; 0: not at all, 1: as between patients and scanners.
     """
@@ -59,6 +64,8 @@ class CropOptions:
     target_ratio: float = 0.0
     balanced_sizes: bool = True
     lung_crop: bool = True
+    concatenate_share: float = 0.0
+    copy_paste_share: float = 0.0
     turned_share: float = 0.0
     variation: float = 1.0
 
@@ -86,6 +93,7 @@ class _Crops:
         z, y, x = crop_zyx
         self.cases, self.crop_zyx, self.size, self.seed, self.options = cases, (z, y, x), size, seed, options
         self.choice = CropChoice(cases, balanced_sizes=options.balanced_sizes, lung_crop=options.lung_crop)
+        self.clots = ClotSource(cases, (PASTE_ROOM, *self.crop_zyx))
         self.embolus_share = self._share_for(options.target_ratio) if options.target_ratio else embolus_share
 
     def _crops(self, step: int) -> list[Block]:
@@ -104,13 +112,36 @@ class _Crops:
 
     def _content(self, rng: np.random.Generator, on_embolus: bool) -> Block:
         """A crop with its own colours."""
-        place = self.choice.embolus(rng) if on_embolus and self.choice.has_emboli else self.choice.other(rng)
+        if on_embolus and self.choice.has_emboli and rng.random() < self.options.concatenate_share:
+            return concatenated(
+                tile_edges(self.crop_zyx, rng), lambda shape: self._around(self.choice.small_embolus(rng), shape, rng)
+            )
+        pastes = rng.random() < self.options.copy_paste_share
+        elsewhere = self.choice.artery if pastes else self.choice.other
+        place = self.choice.embolus(rng) if on_embolus and self.choice.has_emboli else elsewhere(rng)
+        if not pastes:
+            return self._turned(place, self.crop_zyx, rng)
+        z, y, x = self.crop_zyx
+        return self._thinned(pasted(self._turned(place, (max(z, PASTE_ROOM), y, x), rng), self.clots, rng), rng)
+
+    def _turned(self, place: Place, shape_zyx: Shape, rng: np.random.Generator) -> Block:
+        """A block around a place, as it lies or, by the share, turned."""
         if rng.random() < self.options.turned_share and self.options.variation > 0:
             turn = Turn.draw(rng, self.options.variation)
-            return turn.apply(self._around(place, turn.source_shape(self.crop_zyx), rng), self.crop_zyx)
-        return self._around(place, self.crop_zyx, rng)
+            return turn.apply(self._around(place, turn.source_shape(shape_zyx), rng), shape_zyx)
+        return self._around(place, shape_zyx, rng)
 
-    def _around(self, place: Place, shape_zyx: tuple[int, int, int], rng: np.random.Generator) -> Block:
+    def _thinned(self, block: Block, rng: np.random.Generator) -> Block:
+        """As many slices of a block as a crop has, around one with an embolus where there is any."""
+        slices, wanted = len(block.hu), self.crop_zyx[0]
+        if slices == wanted:
+            return block
+        filled = np.flatnonzero(block.embolus.any(axis=(1, 2)))
+        middle = int(rng.choice(filled)) if len(filled) else slices // 2
+        start = min(max(middle - wanted // 2, 0), slices - wanted)
+        return block.part((slice(start, start + wanted),))
+
+    def _around(self, place: Place, shape_zyx: Shape, rng: np.random.Generator) -> Block:
         """A block of `shape_zyx`, the place somewhere in the middle."""
         shape, smallest = np.asarray(shape_zyx), np.minimum(shape_zyx, self.crop_zyx)
         jitter = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 3) * np.where(smallest > 1, smallest, 0)
