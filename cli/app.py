@@ -7,6 +7,7 @@ import sys
 import typer
 
 from cli.demo import demo
+from cli.evaluate import evaluate
 from cli.exit_codes import exit_code_of, explain
 from cli.health import health
 from cli.phantom import phantom
@@ -27,6 +28,7 @@ app.command()(segment)
 app.command()(phantom)
 app.command()(demo)
 app.command()(health)
+app.command()(evaluate)
 
 
 def main() -> None:
