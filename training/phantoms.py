@@ -17,6 +17,8 @@ from imaging.phantom import Anatomy, Phantom, make_phantom
 from training.recipe import DataRecipe
 
 WORKING_SPACING_MM = 1.0
+THICK_SLICE_SHARE = 0.12
+THICKEST_SLICE_MM = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +40,7 @@ def acquire_phantom(
 ) -> Phantom:
     """The phantom of `seed`, grown or on the label map `anatomy`, with a random field of view and spacing.
 
+    Slices are about as thick as they are apart, in some cases up to 5 mm thick and overlapping.
     `rich` puts in as many emboli as the recipe's training cases hold, or the most there is room for; otherwise there
     are as many as in phantoms made to be looked at, which may be none; or exactly `emboli` of them.
     """
@@ -45,12 +48,16 @@ def acquire_phantom(
     in_plane = float(rng.uniform(*data.spacing_yx_mm))
     between_slices = float(rng.uniform(*data.spacing_z_mm))
     pixels = round(rng.uniform(*data.field_of_view_mm) / in_plane)
+    thickness = between_slices * float(rng.uniform(0.9, 1.4))
+    if rng.random() < THICK_SLICE_SHARE:
+        thickness = float(rng.uniform(between_slices, THICKEST_SLICE_MM))
     make = partial(
         make_phantom,
         seed,
         shape_zyx=(round(data.length_mm / between_slices), pixels, pixels),
         spacing_zyx_mm=(between_slices, in_plane, in_plane),
         anatomy=None if anatomy is None else read_anatomy(anatomy),
+        slice_thickness_mm=thickness,
     )
     if not rich:
         return make(emboli=emboli)

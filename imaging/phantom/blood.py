@@ -31,10 +31,10 @@ class Opacification:
 def draw_opacification(rng: np.random.Generator) -> Opacification:
     """Contrast timing and dose vary: from a poorly filled to a very bright artery, the left heart earlier or later."""
     artery = float(np.clip(rng.normal(350, 85), 200, 560))
-    later = rng.uniform(0.4, 1.15)
+    later = rng.uniform(0.4, 1.15) if rng.random() < 0.85 else rng.uniform(0.13, 0.4)
     return Opacification(
         artery=artery,
-        vein=artery * float(np.clip(later + rng.uniform(0.0, 0.15), 0.5, 1.15)),
+        vein=artery * float(np.clip(later + rng.uniform(0.0, 0.15), 0.25, 1.15)),
         aorta=artery * later,
         cava=artery * rng.uniform(1.1, 2.8),
         muscle=rng.uniform(65, 115),
@@ -52,8 +52,9 @@ def wall_vessels(hu: NDArray[np.float32], grid: Grid, organs: Organs, lung: Mask
         blend(hu[box], wide, 35.0)
 
 
-def mixing(rng: np.random.Generator, grid: Grid, interruption: float) -> Field:
-    """Factors near 1 for the blood's HU: contrast mixes unevenly, and with the given chance is interrupted somewhere.
+def mixing(rng: np.random.Generator, grid: Grid, interruption: float, fall: tuple[float, float]) -> Field:
+    """Factors near 1 for the blood's HU: contrast mixes unevenly, and with the chance `interruption` some blood
+    lacks a share of it, drawn from the range `fall`.
 
     Nothing here has an edge: a fall takes centimetres, which is how a reader tells it from a clot.
     """
@@ -65,7 +66,7 @@ def mixing(rng: np.random.Generator, grid: Grid, interruption: float) -> Field:
     factor = 1 + rng.uniform(0.01, 0.06) * smooth_noise(rng, coarse, 20.0)
     if rng.random() < interruption:
         where = smooth_noise(rng, coarse, 70.0)
-        factor = factor * (1 - rng.uniform(0.15, 0.5) / (1 + np.exp(-3 * (where - 0.8))))
+        factor = factor * (1 - rng.uniform(*fall) / (1 + np.exp(-3 * (where - 0.8))))
     return Field(factor.astype(np.float32), coarse)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from imaging.phantom.bone import Bone, BonePainter, draw_bone
-from imaging.phantom.cage import cage_of
+from imaging.phantom.cage import Cage, cage_of
 from imaging.phantom.grid import Field, Field3, Grid, Points, smooth_noise
 from imaging.phantom.painting import Occupancy
 from imaging.phantom.skeleton import Skeleton, SkeletonPainter, covered_mm, draw_skeleton
@@ -46,11 +46,15 @@ def build_body(rng: np.random.Generator, grid: Grid, lungs: Field) -> Body:
     bone = draw_bone(rng)
     spine = draw_spine(rng, outline, inside > 0, bone.age)
     skeleton = draw_skeleton(rng, cage, torso, spine)
-    flesh = ndimage.gaussian_filter(covered_mm(skeleton, coarse, 14.0), 2.0, truncate=2.5)
-    inner = np.minimum(wall_mm - muscle - 2 * bulge, -flesh)
-    skin = np.maximum(muscle + fat + 3 * bulge - wall_mm, flesh + fat)
+    flesh = ndimage.gaussian_filter(covered_mm(skeleton, coarse, 11.0), 2.0, truncate=2.5)
+    muscle_mm = muscle + _erectors(coarse, spine) + 2 * bulge
+    inner = np.minimum(wall_mm - muscle_mm, -flesh)
+    skin = np.maximum(muscle_mm + fat + bulge - wall_mm, flesh + fat)
+    breasts = rng.random() < 0.45
+    if breasts:
+        skin = np.maximum(skin, _breasts(rng, coarse, torso))
     diaphragm = _diaphragm(inside > 0, coarse)
-    soft = _soft_tissue(rng, coarse, cage_mm, inner, diaphragm)
+    soft = _soft_tissue(rng, coarse, cage_mm, inner, diaphragm, glands=breasts)
     lung_hu = _lung_parenchyma(rng, coarse, inside > 0)
     return Body(
         Field(skin.astype(np.float32), coarse),
@@ -96,6 +100,26 @@ def _coarse_grid(grid: Grid, lungs: Field) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), (COARSE_MM,) * 3, (low[0], low[1], low[2]))
 
 
+def _erectors(grid: Grid, spine: Spine) -> Field3:
+    """How much thicker, mm, the muscles beside the spinous processes make the back."""
+    z, y, x = grid.open_mesh()
+    y0, x0 = (v.astype(np.float32)[:, None, None] for v in spine.centre_at(z[:, 0, 0].astype(np.float64)))
+    return np.asarray(13 * np.exp(-(((x - x0) / 45) ** 2)) / (1 + np.exp(-(y - y0) / 6)), dtype=np.float32)
+
+
+def _breasts(rng: np.random.Generator, grid: Grid, torso: Cage) -> Field3:
+    """Signed distance inside them, mm, positive inside."""
+    z, y, x = grid.open_mesh()
+    size = rng.uniform(38, 70)
+    high = rng.uniform(-55, -10)
+    values = np.full(grid.shape, -50.0, np.float32)
+    for side in (-1, 1):
+        centre = torso.points(side, np.array([np.deg2rad(rng.uniform(142, 152))]), np.array([high]), 0.35 * size)[0]
+        far = np.sqrt(((z - centre[0]) / 1.1) ** 2 + (y - centre[1]) ** 2 + ((x - centre[2]) / 1.25) ** 2)
+        np.maximum(values, size - far, out=values)
+    return values
+
+
 def _descending_aorta(grid: Grid, lung: NDArray[np.bool_], spine: Spine) -> Points:
     """Where there is most room between lung and spine, left of the middle, from top to bottom; (n, 3) zyx mm."""
     room = np.asarray(ndimage.distance_transform_edt(~lung, sampling=grid.spacing_mm))
@@ -122,13 +146,18 @@ def _diaphragm(lung: NDArray[np.bool_], grid: Grid) -> Field3:
 
 
 def _soft_tissue(
-    rng: np.random.Generator, grid: Grid, cage_mm: Field3, outside_muscle_mm: Field3, diaphragm: Field3
+    rng: np.random.Generator, grid: Grid, cage_mm: Field3, outside_muscle_mm: Field3, diaphragm: Field3, *, glands: bool
 ) -> Field3:
     fine, broad = smooth_noise(rng, grid, 9.0), smooth_noise(rng, grid, 30.0)
     z, y, x = grid.open_mesh()
     fat_hu = rng.uniform(-115, -90)
     hu = 52 + 10 * fine
-    hu = np.where(fine + 0.5 * broad > rng.uniform(1.1, 2.0), fat_hu + 30, hu)
+    hu = np.where(fine + 0.5 * broad > rng.uniform(1.3, 2.2), fat_hu + 30, hu)
+    # Muscles lie in layers; fat parts them, here more, there less.
+    layer = (cage_mm + 5 * broad - rng.uniform(8, 12)) / rng.uniform(9, 14)
+    seam = np.clip(1.0 - np.abs(layer - np.rint(layer)) * 4.5, 0, 1) * np.clip(0.75 + 0.6 * fine, 0, 1)
+    seam *= np.clip((45 - cage_mm) / 15, 0, 1)
+    hu = hu + seam * rng.uniform(0.3, 1.0) * (cage_mm > 6) * (fat_hu - hu)
     # Mediastinum: fat with strands of tissue; how much of each differs between patients.
     mediastinum = fat_hu + 25 + 130 / (1 + np.exp(-3 * (fine + 0.6 * broad - rng.uniform(-0.2, 0.9))))
     hu = hu + np.clip(0.5 - cage_mm / COARSE_MM, 0, 1) * (mediastinum - hu)
@@ -139,6 +168,9 @@ def _soft_tissue(
     belly = np.where((np.abs(x - 25 - edge) < 4) | ((x > 25 + edge) & (np.abs(y - 20 - edge) < 4)), fat_hu + 20, belly)
     belly = ndimage.gaussian_filter(belly, 0.6)
     hu = np.where((cage_mm < -1) & (z < diaphragm - 2 + 3 * broad), belly, hu)
+    if glands:
+        gland = (y < -40) & (np.abs(x) > 25) & (outside_muscle_mm > 8)
+        fat_hu = fat_hu + gland * np.clip(3 * (fine + broad - 1), 0, 1) * 130
     # A ramp one voxel wide: an edge that jumps would show the coarse grid as stairs.
     hu = hu + np.clip(outside_muscle_mm / COARSE_MM + 0.5, 0, 1) * (fat_hu + 4 * fine - hu)
     return np.asarray(hu, dtype=np.float32)
@@ -157,7 +189,7 @@ def _lung_parenchyma(rng: np.random.Generator, grid: Grid, lung: NDArray[np.bool
             centre = places[rng.integers(len(places))] * COARSE_MM + np.asarray(grid.origin_mm)
             size = rng.uniform(12, 40)
             blob = 1 - np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2) / size + 0.35 * shade
-            density = rng.choice([-650.0, -450.0, 35.0, 50.0])
+            density = rng.choice([-650.0, -450.0, 35.0, 50.0, 95.0])  # the last: atelectasis, which takes up contrast
             hu = hu + np.clip(3 * blob, 0, 1) * (density - hu)
     if rng.random() < 0.2 and len(places):  # pleural effusion: fluid with a level, in one or both sides
         sides = rng.choice([-1, 1, 0])
@@ -165,7 +197,7 @@ def _lung_parenchyma(rng: np.random.Generator, grid: Grid, lung: NDArray[np.bool
         fluid = np.clip((y + 0.35 * (-z) + 6 * shade - level - 15) / 4, 0, 1) * np.where(x * sides >= 0, 1, 0)
         hu = hu + fluid * (rng.uniform(2, 25) - hu)
         rim = np.clip((y + 0.35 * (-z) + 6 * shade - level + 5) / 20, 0, 1) * np.where(x * sides >= 0, 1, 0)
-        hu = hu + (rim > 0) * (fluid < 1) * rim**2 * 0.8 * (20 - hu)
+        hu = hu + (rim > 0) * (fluid < 1) * rim**2 * 0.8 * (rng.uniform(20, 110) - hu)
     return np.asarray(hu, dtype=np.float32)
 
 

@@ -74,6 +74,7 @@ class BonePainter:
         columns: NDArray[np.intp],
         depth_mm: Field3,
         denser_hu: Field3 | float = 0.0,
+        shell_share: Field3 | float = 1.0,
     ) -> None:
         """Blend bone into slice `k`, in place.
 
@@ -82,6 +83,7 @@ class BonePainter:
             rows, columns: the pixels to fill.
             depth_mm: how deep below the bone's surface each of them lies; negative outside.
             denser_hu: added to the marrow there.
+            shell_share: thickness of the cortex there, relative to `Bone.cortex_mm`.
         """
         bone, pitch = self.bone, np.float32(max(self.grid.spacing_mm[1], 0.5))
         z = round(float(self.grid.axis_mm(0)[k]) / TEXTURE_PITCH_MM) % TEXTURE_EDGE
@@ -92,8 +94,9 @@ class BonePainter:
         texture = bone.trabeculae[z, y, x] * grain
         marrow = np.float32(bone.marrow_hu) + texture + denser_hu
         marrow += bone.fat[z, y, x] * (np.float32(bone.fat_hu) + np.float32(0.3) * texture - marrow)
-        shell = np.clip((np.float32(bone.cortex_mm) - depth_mm) / pitch + np.float32(0.5), 0, 1)
-        shell *= np.float32(min(1.0, bone.cortex_mm / float(pitch)))
+        thickness = np.float32(bone.cortex_mm) * shell_share
+        shell = np.clip((thickness - depth_mm) / pitch + np.float32(0.5), 0, 1)
+        shell *= np.clip(thickness / pitch, 0, 1) * np.clip(np.float32(0.85) + texture / 250, 0.4, 1)
         value = marrow + shell * (np.float32(bone.cortex_hu) + texture - marrow)
         here = plane[rows, columns]
         plane[rows, columns] = here + np.clip(depth_mm / pitch + np.float32(0.5), 0, 1) * (value - here)

@@ -133,9 +133,7 @@ def _cast(
     box = grid.box_around(points.min(axis=0) - reach, points.max(axis=0) + reach)
     if box is None:
         return None
-    shape = tuple(b.stop - b.start for b in box)
-    first = tuple(o + b.start * s for o, b, s in zip(grid.origin_mm, box, grid.spacing_mm, strict=True))
-    crop = Grid((shape[0], shape[1], shape[2]), grid.spacing_mm, (first[0], first[1], first[2]))
+    crop = grid.crop(box)
     occupancy = np.zeros(crop.shape, np.uint8)
     aside = rng.normal(size=3)
     aside /= np.linalg.norm(aside)

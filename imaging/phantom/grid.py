@@ -74,6 +74,12 @@ class Grid:
             parts.append(slice(first, last + 1))
         return parts[0], parts[1], parts[2]
 
+    def crop(self, box: tuple[slice, slice, slice]) -> Grid:
+        """The part of the grid in `box`."""
+        shape = tuple(b.stop - b.start for b in box)
+        first = tuple(o + b.start * s for o, b, s in zip(self.origin_mm, box, self.spacing_mm, strict=True))
+        return Grid((shape[0], shape[1], shape[2]), self.spacing_mm, (first[0], first[1], first[2]))
+
     def index(self, points_mm: Points) -> NDArray[np.intp]:
         """Nearest voxel of each point, clipped to the grid; (..., 3) in and out."""
         index = np.rint((np.asarray(points_mm) - self.origin_mm) / self.spacing_mm).astype(np.intp)

@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.phantom.blood import Opacification
+from imaging.phantom.body import Body
 from imaging.phantom.centreline import Centreline
-from imaging.phantom.grid import Field, Grid, Points
-from imaging.phantom.painting import Occupancy, blend, occupied_box, paint_ellipsoid, paint_tube
+from imaging.phantom.grid import Field, Grid, Points, mm
+from imaging.phantom.mediastinum import fill_appendage, fill_diseased_aorta, fill_mediastinum
+from imaging.phantom.painting import Occupancy, fill_ellipsoid, fill_tube
 
 Chambers = dict[str, tuple[Points, Points]]
 
@@ -21,15 +23,16 @@ def fill_heart_and_great_vessels(
     blood: Opacification,
     chambers: Chambers,
     fork: Points,
-    descending: Points,
+    body: Body,
 ) -> None:
-    """Paint heart, aorta and superior vena cava into `hu`, where there is no lung.
+    """Paint heart, aorta and superior vena cava with what surrounds them into `hu`, where there is no lung.
 
     Args:
         lung_share: uint8 zyx, how much of each voxel is lung.
-        fork, descending: zyx mm; fork of the pulmonary trunk, (n, 3) course of the descending aorta.
+        fork: of the pulmonary trunk, zyx mm.
+        body: knows the spine, the course of the descending aorta beside it, and the patient's age.
     """
-    share = np.zeros(grid.shape, np.uint8)
+    fill_mediastinum(rng, hu, grid, lung_share, blood, fork, body.spine, chambers["muscle"])
     values = {
         "muscle": blood.muscle,
         "right_atrium": blood.artery * rng.uniform(0.8, 1.3),
@@ -37,12 +40,41 @@ def fill_heart_and_great_vessels(
         "left_ventricle": blood.aorta,
     }
     for name, (centre, semi) in chambers.items():
-        paint_ellipsoid(share, grid, centre, semi)
-        _fill(hu, share, lung_share, values[name])
-    paint_tube(share, grid, *_aorta(rng, fork, descending))
-    _fill(hu, share, lung_share, blood.aorta)
-    paint_tube(share, grid, superior_vena_cava(fork), rng.uniform(6.5, 9.5) * np.ones(4))
-    _fill(hu, share, lung_share, blood.cava)
+        fill_ellipsoid(hu, grid, centre, semi, values[name], lung_share)
+    _inflow(rng, hu, grid, lung_share, blood, chambers)
+    fill_appendage(rng, hu, grid, lung_share, blood, fork)
+    course = _aorta(rng, fork, body.aorta_mm)
+    fill_diseased_aorta(rng, hu, grid, lung_share, blood, course, body.bone.age)
+    cava = superior_vena_cava(fork)
+    radii = rng.uniform(6.5, 9.5) * np.ones(4)
+    fill_tube(hu, grid, cava, radii, blood.cava, lung_share)
+    if rng.random() < 0.5:  # contrast runs along one side, blood without it along the other
+        plain = cava + mm(0, *rng.uniform(-4, 4, 2))
+        fill_tube(hu, grid, plain, 0.5 * radii, blood.cava * rng.uniform(0.2, 0.7), lung_share)
+
+
+def _inflow(
+    rng: np.random.Generator,
+    hu: NDArray[np.float32],
+    grid: Grid,
+    lung_share: Occupancy,
+    blood: Opacification,
+    chambers: Chambers,
+) -> None:
+    """Blood without contrast in the right atrium, and papillary muscles and trabeculae in the ventricles."""
+    centre, semi = chambers["right_atrium"]
+    for _ in range(int(rng.integers(0, 4))):
+        place = centre + semi * rng.uniform((-0.7, -0.4, -0.4), (0.1, 0.4, 0.4))
+        fill_ellipsoid(
+            hu, grid, place, semi * rng.uniform(0.12, 0.4, 3), blood.artery * rng.uniform(0.35, 0.8), lung_share
+        )
+    for name in ("right_ventricle", "left_ventricle"):
+        centre, semi = chambers[name]
+        for _ in range(int(rng.integers(2, 9))):
+            out = rng.normal(size=3)
+            place = centre + 0.85 * semi * out / np.linalg.norm(out)
+            inward = place + 0.4 * (centre - place) + rng.normal(0, 4, 3)
+            fill_tube(hu, grid, np.stack([place, inward]), rng.uniform(1.2, 4.5, 2), blood.muscle, lung_share)
 
 
 def join_trunk_to_ventricle(
@@ -57,17 +89,7 @@ def join_trunk_to_ventricle(
     """Without the outflow tract the wall at the trunk's lower end would lie in bright blood as a clot does."""
     outflow = _outflow_tract(arteries, lungs, chambers["right_ventricle"][0])
     if outflow is not None:
-        share = np.zeros(grid.shape, np.uint8)
-        paint_tube(share, grid, *outflow)
-        _fill(hu, share, lung_share, blood.artery)
-
-
-def _fill(hu: NDArray[np.float32], share: Occupancy, lung_share: Occupancy, value: float) -> None:
-    """Blend what `share` holds outside the lung, and empty it for the next organ."""
-    box = occupied_box(share)
-    if box is not None:
-        blend(hu[box], np.minimum(share[box], 255 - lung_share[box]), value)
-        share[box] = 0
+        fill_tube(hu, grid, *outflow, blood.artery, lung_share)
 
 
 def heart_chambers(rng: np.random.Generator, fork: Points, lungs: Field) -> Chambers:

@@ -47,7 +47,9 @@ def _mediastinum(rng: np.random.Generator, z: Field3, y: Field3, x: Field3, half
     plane = np.abs(x) - half
     spine = np.hypot(x, y - (half_depth - 18)) - rng.uniform(26, 31)
     aorta = np.hypot(x - 24, y - (half_depth - 45)) - rng.uniform(13, 18) + np.where(z > 45, 12, 0)
-    return np.asarray(np.minimum(np.minimum(plane, spine), aorta))
+    # No lung is left in the cleft between spine and aorta.
+    cleft = np.hypot(x - 11, y - (half_depth - 33)) - 12 + np.where(z > 45, 12, 0)
+    return np.asarray(np.minimum(np.minimum(plane, spine), np.minimum(aorta, cleft)))
 
 
 def _heart(rng: np.random.Generator, z: Field3, y: Field3, x: Field3) -> Field3:

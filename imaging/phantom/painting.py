@@ -69,8 +69,39 @@ def occupied_box(occupancy: NDArray[np.uint8] | NDArray[np.bool_]) -> Box | None
 def blend(hu: NDArray[np.float32], occupancy: Occupancy, value: float | NDArray[np.float32]) -> None:
     """Move `hu` toward `value` by the share that `occupancy` fills; all of one shape, or `value` a number; in place."""
     for k, share in enumerate(occupancy):
-        hit = np.nonzero(share)
+        hit = np.nonzero(share != 0)  # on booleans it is several times faster
         if hit[0].size:
             wanted = value[k][hit] if isinstance(value, np.ndarray) else np.float32(value)
             here = hu[k][hit]
             hu[k][hit] = here + share[hit] * np.float32(1 / 255) * (wanted - here)
+
+
+def fill_tube(
+    hu: NDArray[np.float32],
+    grid: Grid,
+    points_mm: Points,
+    radii_mm: NDArray[np.float64],
+    value: float,
+    spared: Occupancy,
+) -> None:
+    """Blend a tube (see `paint_tube`) of HU `value` into `hu`, but not where `spared` is full; in place."""
+    reach = float(radii_mm.max()) + grid.pitch_mm
+    box = grid.box_around(points_mm.min(axis=0) - reach, points_mm.max(axis=0) + reach)
+    if box is not None:
+        crop = grid.crop(box)
+        share = np.zeros(crop.shape, np.uint8)
+        paint_tube(share, crop, points_mm, radii_mm)
+        blend(hu[box], np.minimum(share, 255 - spared[box]), value)
+
+
+def fill_ellipsoid(
+    hu: NDArray[np.float32], grid: Grid, centre_mm: Points, semi_axes_mm: Points, value: float, spared: Occupancy
+) -> None:
+    """Blend an ellipsoid of HU `value` into `hu`, but not where `spared` is full; in place."""
+    reach = np.asarray(semi_axes_mm) + grid.pitch_mm
+    box = grid.box_around(centre_mm - reach, centre_mm + reach)
+    if box is not None:
+        crop = grid.crop(box)
+        share = np.zeros(crop.shape, np.uint8)
+        paint_ellipsoid(share, crop, centre_mm, semi_axes_mm)
+        blend(hu[box], np.minimum(share, 255 - spared[box]), value)

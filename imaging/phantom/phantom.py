@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from imaging.phantom.acquisition import acquire, add_streaks, draw_scanner
+from imaging.phantom.acquisition import acquire, add_motion, add_streaks, draw_scanner
 from imaging.phantom.airways import paint_airways
 from imaging.phantom.anatomy import Anatomy, grown_organs, organs_of
 from imaging.phantom.blood import FILLED, draw_opacification, fill_with_blood, mixing, wall_vessels
@@ -61,6 +61,7 @@ def make_phantom(
     emboli: int | None = None,
     anatomy: Anatomy | None = None,
     min_embolus_ml: float = 0.0,
+    slice_thickness_mm: float | None = None,
 ) -> Phantom:
     """Make a phantom; the same arguments give the same phantom.
 
@@ -71,6 +72,7 @@ def make_phantom(
             small grid shows too little artery).
         anatomy: lungs and vessels of a patient; None grows them.
         min_embolus_ml: no embolus is smaller than this (ml).
+        slice_thickness_mm: 0.5..5, whatever the distance between slices; None draws it.
 
     Raises:
         InputError: more or larger emboli asked for than the arteries in the grid hold, or an anatomy without lungs.
@@ -94,7 +96,7 @@ def make_phantom(
     landmarks = find_landmarks(centreline, organs.lungs)
     blood = draw_opacification(contrast_rng)
     chambers = heart_chambers(contrast_rng, landmarks.fork_mm, organs.lungs)
-    fill_heart_and_great_vessels(contrast_rng, hu, grid, lung_share, blood, chambers, landmarks.fork_mm, body.aorta_mm)
+    fill_heart_and_great_vessels(contrast_rng, hu, grid, lung_share, blood, chambers, landmarks.fork_mm, body)
     wall_vessels(hu, grid, organs, lung)
     join_trunk_to_ventricle(hu, grid, lung_share, blood, centreline, organs.lungs, chambers)
     del lung_share
@@ -104,12 +106,14 @@ def make_phantom(
     _blend_cropped(hu, wall, AIRWAY_WALL_HU)
     _blend_cropped(hu, lumen, AIRWAY_HU)
     del lumen, wall
-    fill_with_blood(hu, organs.vein, blood.vein, mixing(contrast_rng, grid, 0.0).slices_on(grid))
-    fill_with_blood(hu, organs.artery, blood.artery, mixing(contrast_rng, grid, 0.25).slices_on(grid))
+    fill_with_blood(hu, organs.vein, blood.vein, mixing(contrast_rng, grid, 0.3, (0.3, 0.9)).slices_on(grid))
+    fill_with_blood(hu, organs.artery, blood.artery, mixing(contrast_rng, grid, 0.25, (0.15, 0.5)).slices_on(grid))
     _fill_with_clot(embolus_rng, hu, clots)
     if contrast_rng.random() < 0.7:
         add_streaks(contrast_rng, hu, grid, superior_vena_cava(landmarks.fork_mm), 0.12 * blood.cava)
-    volume = CtVolume(acquire(scanner_rng, hu, grid, draw_scanner(scanner_rng, grid)), grid.affine_lps())
+    scanner = draw_scanner(scanner_rng, grid, slice_thickness_mm)
+    add_motion(scanner_rng, hu, grid, chambers["muscle"][0], scanner.motion_mm)
+    volume = CtVolume(acquire(scanner_rng, hu, grid, scanner), grid.affine_lps())
     return Phantom(volume, lung, artery, vein, labelmap, seed)
 
 

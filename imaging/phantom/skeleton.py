@@ -117,7 +117,7 @@ def _shoulder(rng: np.random.Generator, torso: Cage, side: int, notch: Points) -
     rods = [clavicle, *_scapula(rng, torso, side, joint)]
     if rng.random() < 0.6:
         head = joint + mm(rng.uniform(-22, 12), -2, side * 24)
-        shaft = head + (mm(rng.uniform(40, 90), -20, side * 45) if rng.random() < 0.7 else mm(-90, 6, side * 14))
+        shaft = head + (mm(rng.uniform(40, 90), -20, side * 45) if rng.random() < 0.7 else mm(-230, 14, side * 26))
         rods.append(Rod(np.stack([head, head + 0.25 * (shaft - head), shaft]), np.array([22.0, 15.0, 11.0])))
     return rods
 
@@ -208,7 +208,7 @@ class SkeletonPainter:
     def fill(self, plane: Field3, k: int) -> None:
         """Cartilage, then bone of slice `k`, into `plane` (y, x) HU, in place."""
         pitch = np.float32(max(self.painter.grid.spacing_mm[1], 0.5))
-        rows, columns = np.nonzero(self.cartilage[k])
+        rows, columns = np.nonzero(self.cartilage[k] != 0)
         if rows.size:
             depth = depths_mm(self.cartilage[k][rows, columns])
             bone = self.painter.bone
@@ -218,7 +218,7 @@ class SkeletonPainter:
             value = np.float32(CARTILAGE_HU) + chalk
             here = plane[rows, columns]
             plane[rows, columns] = here + np.clip(depth / pitch + np.float32(0.5), 0, 1) * (value - here)
-        rows, columns = np.nonzero(self.bones[k])
+        rows, columns = np.nonzero(self.bones[k] != 0)
         if rows.size:
             self.painter.fill(plane, k, rows, columns, depths_mm(self.bones[k][rows, columns]))
 
@@ -230,7 +230,7 @@ def covered_mm(skeleton: Skeleton, grid: Grid, cover_mm: float) -> Field3:
         for start, end, r0, r1 in zip(
             rod.points_mm[:-1:2], rod.points_mm[1::2], rod.radii_mm[:-1:2], rod.radii_mm[1::2], strict=False
         ):
-            radius = max(r0, r1) + cover_mm
+            radius = 2.6 * max(r0, r1) + cover_mm
             box = grid.box_around(np.minimum(start, end) - radius - 12, np.maximum(start, end) + radius + 12)
             if box is None:
                 continue

@@ -52,7 +52,9 @@ class Spine:
 def draw_spine(rng: np.random.Generator, cage: Cage, lung: NDArray[np.bool_], age: float) -> Spine:
     """A spine that follows the back of the lungs and lies midway between them."""
     z = cage.grid.axis_mm(0).astype(np.float64)
-    y = cage.widened(0.0, 30.0).reach_mm(POSTERIOR, z) - rng.uniform(24, 29)
+    back = cage.widened(0.0, 30.0).reach_mm(POSTERIOR, z)
+    # Toward the neck the lungs recede faster than the spine bends forward.
+    y = back.max() - 30 * np.tanh((back.max() - back) / 38) - rng.uniform(24, 29)
     seen = np.flatnonzero(lung.any(axis=(1, 2)))
     top, bottom = z[seen[-1]], z[seen[0]]
     stature = float(np.clip((top - bottom) / 235, 0.85, 1.12))
@@ -120,8 +122,16 @@ class SpinePainter:
         depth = np.maximum(body, arch)
         rows, columns = np.nonzero(depth > -grid.spacing_mm[1])
         extra = np.where(arch > body, denser, worn + 0 * u)[rows, columns]
+        # The shell of a vertebral body is thinner than that of its arch.
+        shell = np.where(arch > body, np.float32(1.0), np.float32(0.6))[rows, columns]
         self.painter.fill(
-            plane, k, rows + box[1].start, columns + box[2].start, depth[rows, columns], np.asarray(extra, np.float32)
+            plane,
+            k,
+            rows + box[1].start,
+            columns + box[2].start,
+            depth[rows, columns],
+            np.asarray(extra, np.float32),
+            shell,
         )
 
     def _level(self, z: NDArray[np.floating]) -> tuple[NDArray[np.intp], Field3]:
@@ -180,5 +190,6 @@ class SpinePainter:
         spinous = np.minimum(3.2 + 0.03 * back - side, 0.55 * tall - np.abs(low))
         spinous = np.minimum(np.minimum(spinous, back - spine.canal_mm - 1), 31 - back)
         depth = np.maximum.reduce([pedicle, transverse, facet, lamina, spinous])
+        depth = np.minimum(depth, np.hypot(u / np.float32(1.15), back) - np.float32(spine.canal_mm))
         denser = np.where(facet >= depth, 120 + spine.sclerosis_hu[joint], 40).astype(np.float32)
         return np.asarray(depth, dtype=np.float32), denser

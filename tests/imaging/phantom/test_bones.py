@@ -11,7 +11,7 @@ from imaging.phantom.grid import Field3, Grid
 from imaging.phantom.lungs import grow_lungs
 from imaging.phantom.spine import CANAL_BEHIND_MM, LEVELS
 
-SEEDS = (1, 2, 5)
+SEEDS = (1, 2)
 
 
 @pytest.fixture(scope="module", params=SEEDS)
@@ -77,7 +77,7 @@ def test_ribs_surround_the_chest_and_have_marrow(spine_view: tuple[Body, Grid, F
 
 
 def test_age_thins_bone_and_marrow_spans_what_is_met_in_patients() -> None:
-    drawn = [draw_bone(np.random.default_rng(seed)) for seed in range(24)]
+    drawn = [draw_bone(np.random.default_rng(seed)) for seed in range(16)]
     marrow = np.array([bone.marrow_hu for bone in drawn])
     age = np.array([bone.age for bone in drawn])
     assert np.corrcoef(age, marrow)[0, 1] < -0.5
