@@ -96,6 +96,7 @@ def at_default_threshold(
         nothing = Estimate(float("nan"), float("nan"), float("nan"))
         return nothing, nothing
     froc = froc_of(records, rule, wanted)
+    # One package has one threshold; scans that were not analysed have none and hold no candidates.
     threshold = min(record.score_threshold for record in records)
 
     def statistic(weights: Weights) -> tuple[float, float]:

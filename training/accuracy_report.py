@@ -224,9 +224,11 @@ def _threshold_section(phantoms: Sequence[CaseRecord]) -> list[str]:
         "real anatomies": [record for record in phantoms if record.kind == ANATOMIES],
     }
     groups = {name: records for name, records in groups.items() if records}
+    refused = [sum(record.scan_probability is None for record in some) for some in groups.values()]
     rows: list[list[str]] = [
-        ["scans, of them without emboli"]
-        + [f"{len(some)}, {sum(not record.has_emboli for record in some)}" for some in groups.values()]
+        ["scans", *(str(len(some)) for some in groups.values())],
+        ["of them without emboli", *(str(sum(not record.has_emboli for record in some)) for some in groups.values())],
+        ["of them not analysable, their emboli missed", *(str(count) for count in refused)],
     ]
     for name, rule in (("0 mm", POINT), ("masks overlap", OVERLAP)):
         both = [at_default_threshold(some, rule) for some in groups.values()]

@@ -47,7 +47,14 @@ def parser() -> argparse.ArgumentParser:
     add("--cases", type=int, help="phantoms to make, those for validation among them")
     add("--anatomies", type=Path, help="label maps (*.nii.gz) for half of the phantoms; without it all are grown")
     add("--little-sample", "--little_sample", type=int, help="learn from so few cases, each varied the more for it")
-    add("--num_workers", "--num-workers", "-w", type=int, default=0, help="processes that make batches ahead")
+    add(
+        "--num_workers",
+        "--num-workers",
+        "-w",
+        type=int,
+        default=0,
+        help="processes that make phantoms, and batches ahead",
+    )
     add("--seed", type=int, default=1)
     add("--resume", action="store_true", help="go on from the last checkpoint")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -70,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     name = options.unique_name or options.model
     with joined(options.device) as place:
         if options.data == PHANTOMS:
-            split = phantom_split(data, options.anatomies, place)
+            split = phantom_split(data, options.anatomies, place, options.num_workers)
         else:
             split = split_of(cases_in(Path(options.data)), data.validation_cases, data.test_cases)
         file = train_network(

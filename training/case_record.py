@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +176,17 @@ def judged(
     )
 
 
-def not_analysed(scan_name: str, kind: str, refusal: NotAnalysable, *, package_sha256: str, variant: str) -> CaseRecord:
-    """A scan about which nothing may be said."""
-    return CaseRecord(
+def not_analysed(
+    scan_name: str,
+    kind: str,
+    refusal: NotAnalysable,
+    *,
+    package_sha256: str,
+    variant: str,
+    scan: EvaluationScan | None = None,
+) -> CaseRecord:
+    """A scan about which nothing may be said; what is known to be in it (`scan`) counts as missed."""
+    record = CaseRecord(
         name=scan_name,
         kind=kind,
         package_sha256=package_sha256,
@@ -186,6 +194,12 @@ def not_analysed(scan_name: str, kind: str, refusal: NotAnalysable, *, package_s
         score_threshold=1.0,
         reasons=tuple(reason.code for reason in refusal.reasons),
     )
+    if scan is None or scan.embolus is None:
+        return record
+    lesions = true_lesions(scan, np.zeros(scan.volume.shape_zyx, dtype=bool))
+    missed = 0.0 if lesions else None
+    _, lesions_at = _hits_of(scan, ())
+    return replace(record, lesions=lesions, lesions_at=lesions_at, voxel_dice=missed, roi_recall=missed)
 
 
 def true_lesions(scan: EvaluationScan, found_artery: Mask) -> tuple[TrueLesion, ...]:
@@ -209,20 +223,29 @@ def _judged_candidates(
 ) -> tuple[tuple[Candidate, ...], dict[str, int]]:
     """The candidates with their hits, and by rule how many lesions there were to hit."""
     lesions = result.findings.lesions
-    hits: list[dict[str, tuple[int, ...]]] = [{} for _ in lesions]
-    counts: dict[str, int] = {}
+    hits, counts = _hits_of(scan, lesions)
     if scan.embolus is not None:
-        peaks = scan.volume.index_zyx(np.array([lesion.peak_lps_mm for lesion in lesions]).reshape(-1, 3))
-        for tolerance in TOLERANCES_MM:
-            wide = lesions_within(scan.embolus, scan.volume.spacing_zyx_mm, tolerance)
-            counts[point_rule(tolerance)] = int(np.count_nonzero(np.bincount(wide.ravel())[1:]))
-            for one, label in zip(hits, labels_at(wide, peaks), strict=True):
-                one[point_rule(tolerance)] = (label,) if label else ()
-        counts[OVERLAP] = counts[POINT]
         pairs = overlapping_pairs(scan.embolus, result.embolus_labelmap)
         for one, lesion in zip(hits, lesions, strict=True):
             one[OVERLAP] = tuple(truth for truth, predicted in pairs if predicted == lesion.id)
     return tuple(_as_candidate(lesion, one) for lesion, one in zip(lesions, hits, strict=True)), counts
+
+
+def _hits_of(
+    scan: EvaluationScan, lesions: Sequence[Lesion]
+) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, int]]:
+    """By the rules for points: what each peak hits, and how many there are to hit; nothing where emboli are unknown."""
+    hits: list[dict[str, tuple[int, ...]]] = [{} for _ in lesions]
+    counts: dict[str, int] = {}
+    if scan.embolus is None:
+        return hits, counts
+    peaks = scan.volume.index_zyx(np.array([lesion.peak_lps_mm for lesion in lesions]).reshape(-1, 3))
+    for tolerance in TOLERANCES_MM:
+        wide = lesions_within(scan.embolus, scan.volume.spacing_zyx_mm, tolerance)
+        counts[point_rule(tolerance)] = int(np.count_nonzero(np.bincount(wide.ravel())[1:]))
+        for one, label in zip(hits, labels_at(wide, peaks), strict=True):
+            one[point_rule(tolerance)] = (label,) if label else ()
+    return hits, counts | {OVERLAP: counts[POINT]}
 
 
 def _as_candidate(lesion: Lesion, hits: Mapping[str, tuple[int, ...]]) -> Candidate:

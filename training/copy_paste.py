@@ -102,7 +102,7 @@ def _fill(
     profile[~ndimage.binary_dilation(mask)] = 0  # its rim shares voxels with the lumen
     inside = ndimage.gaussian_filter(mask.astype(np.float32), PROFILE_SIGMA)
     within = ndimage.gaussian_filter(profile * mask, PROFILE_SIGMA) / np.maximum(inside, 0.01)
-    return np.where(mask, within, ndimage.gaussian_filter(profile, PROFILE_SIGMA)).astype(np.float32)
+    return np.asarray(np.where(mask, within, ndimage.gaussian_filter(profile, PROFILE_SIGMA)), dtype=np.float32)
 
 
 def pasted(crop: Block, clots: ClotSource, rng: np.random.Generator) -> Block:

@@ -107,7 +107,7 @@ def evaluate_scan(
         region = region_of_interest(cascade.package, scan) if variant == FULL_CASCADE else None
     except NotAnalysable as refusal:
         sha256 = cascade.package.sha256
-        return not_analysed(scan.name, scan.kind, refusal, package_sha256=sha256, variant=variant)
+        return not_analysed(scan.name, scan.kind, refusal, package_sha256=sha256, variant=variant, scan=scan)
     if picture is not None and variant == FULL_CASCADE:
         write_comparison(scan, result, picture)
     return judged(scan, result, region, package_sha256=cascade.package.sha256, variant=variant)

@@ -120,6 +120,7 @@ def fit(
             if validate is not None and done % recipe.validate_every == 0 and done < recipe.steps:
                 log.validation(done, _scores(network, _average(state, recipe).state, validate, place))
             if done % recipe.checkpoint_every == 0 or done == last:
+                log.flush()  # what a resumed training will not log again
                 if place.is_first:
                     save_checkpoint(checkpoint, config=config, step=done, state=state)
                 place.wait()
@@ -229,6 +230,10 @@ class _Log:
         for name, score in scores.items():
             self._say(f"{done}/{self.recipe.steps} validation {name} {score:.4f}")
         self.since = time.perf_counter()
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
 
     def _write(self, part: str, done: int, values: Mapping[str, float]) -> None:
         if self.writer is not None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from imaging.errors import ConfigurationError
 from models.network_spec import DARKNET, TORCH_KINDS, NetworkSpec, build_network
-from training.augmentation import Augmented
 from training.cases import TrainingCase
 from training.loop import Loss, Rates, Tally, Validation
 from training.objectives import (
@@ -77,10 +76,7 @@ def make_task(recipe: NetworkRecipe, train: Sequence[TrainingCase], validation: 
     def validate(network: nn.Module) -> Mapping[str, float]:
         return {**on_crops(network), **(scan_scores(network, recipe, scans) if scans else {})}
 
-    source = sources(train, recipe.batch_seed)
-    if recipe.augmentation > 0:
-        source = Augmented(source, recipe.augmentation, recipe.batch_seed)
-    return TrainingTask(network, source, loss, validate, (voxel_counts, voxel_rates))
+    return TrainingTask(network, sources(train, recipe.batch_seed), loss, validate, (voxel_counts, voxel_rates))
 
 
 def _detection_task(

@@ -15,6 +15,7 @@ from training.cases import ARTERY, TrainingCase
 from training.scans import CaseSegmentation
 
 ROWS = 3
+APART = 8  # slices between two rows, at least
 ENLARGED = 2
 TRUTH_RGB, PREDICTION_RGB, ARTERY_RGB = (60, 220, 60), (255, 60, 60), (70, 130, 255)
 CAPTION_PIXELS = 14
@@ -37,12 +38,14 @@ def write_picture(path: Path, case: TrainingCase, segmentation: CaseSegmentation
 def _slices_to_show(truth: NDArray[np.uint8], predicted: NDArray[np.uint32]) -> list[int]:
     """Where the largest emboli are largest; in a case without any, where the largest false findings are."""
     labels = truth if truth.any() else predicted
-    sizes = np.bincount(labels.ravel())[1:]
-    chosen = []
-    for label in np.argsort(-sizes, kind="stable")[:ROWS] + 1:
-        if sizes[label - 1]:
-            chosen.append(int(np.argmax((labels == label).sum(axis=(1, 2)))))
-    return sorted(set(chosen)) or [truth.shape[0] // 2]
+    sizes = np.bincount(labels.ravel())
+    chosen: list[int] = []
+    for label in np.argsort(-sizes, kind="stable"):
+        if label and sizes[label] and len(chosen) < ROWS:
+            z = int(np.argmax((labels == label).sum(axis=(1, 2))))
+            if all(abs(z - other) >= APART for other in chosen):
+                chosen.append(z)
+    return sorted(chosen) or [truth.shape[0] // 2]
 
 
 def _panel(

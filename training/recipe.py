@@ -51,7 +51,6 @@ class NetworkRecipe:
         accumulate: parts that a batch is run in, one after the other, to save memory. A loss that forms a ratio over
             the batch forms it over each part.
         precision: "bf16" (autocast) or "fp32".
-        augmentation: 0 leaves crops as their source draws them; 1 turns, scales and recolours them, 2 twice as much.
         validation_scans: whole scans segmented at each validation; 0: crops only.
     """
 
@@ -77,7 +76,6 @@ class NetworkRecipe:
     swa_share: float = 0.25
     accumulate: int = 1
     precision: str = "bf16"
-    augmentation: float = 0.0
     validation_scans: int = 0
 
     def __post_init__(self) -> None:
@@ -150,7 +148,7 @@ _SCHEDULE = (
     "batch", "steps", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "ema_decay", "log_every",
     "checkpoint_every", "validate_every", "validation_batches", "batch_seed",
 )  # fmt: skip
-_OPTIONAL = ("loss", "average", "swa_share", "accumulate", "precision", "augmentation", "validation_scans")
+_OPTIONAL = ("loss", "average", "swa_share", "accumulate", "precision", "validation_scans")
 
 
 def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:

@@ -7,9 +7,12 @@ same arguments. `train.py` at the top makes a recipe of its arguments and comes 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -18,7 +21,6 @@ from torch import Tensor
 
 from imaging.errors import ConfigurationError
 from models.network_spec import DARKNET
-from training.augmentation import strength_for
 from training.cases import TrainingCase, held_out_specs, make_cases, open_cases, training_specs
 from training.distributed import Place, joined
 from training.final_test import print_figures, try_on_cases, write_figures
@@ -27,6 +29,9 @@ from training.networks import make_task
 from training.recipe import DataRecipe, NetworkRecipe, Recipe
 
 SAVE_FOLDER = Path("save_models")
+ENOUGH_CASES = 16  # from so many on, the recipe's own variation of crops will do
+STRONGEST_VARIATION = 2.0  # beyond it, crops no longer look like a chest in a scanner
+TURNED_SHARE = 0.5  # of the crops, at variation 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class Run:
         resume: go on from the checkpoints in the folders, where there are any.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         data_parallel: spread batches over all GPUs of this process.
-        workers: processes that make batches ahead.
+        workers: processes that make phantoms, and batches ahead.
         threads: of each process on a processor; 0: all its cores.
     """
 
@@ -93,7 +98,7 @@ def train(
             )
     written = []
     with joined(run.device) as place:
-        split = phantom_split(recipe.data, anatomies, place)
+        split = phantom_split(recipe.data, anatomies, place, run.workers)
         for name in networks or tuple(recipe.networks):
             folder, logs = save_folder / recipe.name / name, log_folder and log_folder / recipe.name / name
             written.append(
@@ -102,13 +107,20 @@ def train(
     return written
 
 
-def phantom_split(data: DataRecipe, anatomies: Path | None, place: Place) -> Split:
-    """The phantoms of a recipe, made where they are not there yet; the test ones have seeds and anatomies of their
-    own."""
+def phantom_split(data: DataRecipe, anatomies: Path | None, place: Place, workers: int = 0) -> Split:
+    """The phantoms of a recipe; those that are not there yet are made, by `workers` processes where that is more than
+    one. The test ones have seeds and anatomies of their own."""
     specs = training_specs(data, anatomies)
     tests = held_out_specs(data, anatomies, data.test_cases)
     if place.is_first:
-        make_cases(data, [*specs, *tests])
+        wanted = [*specs, *tests]
+        if workers > 1:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+                made = [processes.submit(make_cases, data, wanted, shard, workers) for shard in range(workers)]
+                for shard in made:
+                    shard.result()
+        else:
+            make_cases(data, wanted)
     place.wait()
     cases, last = open_cases(data, specs), len(specs) - data.validation_cases
     return Split(cases[:last], cases[last:], open_cases(data, tests))
@@ -135,7 +147,7 @@ def train_network(
     torch.set_num_threads(run.threads or len(os.sched_getaffinity(0)))
     if little_sample is not None:
         split = split.with_few(little_sample)
-        recipe = replace(recipe, augmentation=max(recipe.augmentation, strength_for(little_sample)))
+        recipe = varied_for(recipe, little_sample)
     torch.manual_seed(seed)
     task = make_task(recipe, split.train, split.validation)
     weights = fit(
@@ -168,6 +180,16 @@ def train_network(
     return file
 
 
+def varied_for(recipe: NetworkRecipe, cases: int) -> NetworkRecipe:
+    """The recipe with crops varied the more, the fewer the `cases` are: once at 16, twice from 4 down."""
+    strength = min(STRONGEST_VARIATION, max(1.0, math.sqrt(ENOUGH_CASES / cases)))
+    stronger = {"variation": strength, "turned_share": TURNED_SHARE * strength}
+    return replace(
+        recipe,
+        options={**recipe.options, **{key: max(recipe.options.get(key, 0.0), stronger[key]) for key in stronger}},
+    )
+
+
 def _save(weights: dict[str, Tensor], file: Path) -> None:
     unfinished = file.with_suffix(".tmp")
     save_file({key: value.cpu().contiguous() for key, value in weights.items()}, unfinished)
@@ -181,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--anatomies", type=Path, help="folder of label maps (*.nii.gz); without it all are grown")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--num_workers", "--num-workers", type=int, default=0, help="processes that make batches ahead")
+    parser.add_argument(
+        "--num_workers", "--num-workers", type=int, default=0, help="processes that make cases and batches"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--parallel", choices=("none", "data"), default="none", help="data: nn.DataParallel")
     parser.add_argument("--little-sample", "--little_sample", type=int, help="learn from so few cases")

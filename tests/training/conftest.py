@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,46 @@ def a_case(embolus_at: tuple[int, int, int] | None = (10, 20, 60)) -> TrainingCa
         roi_slices=np.full((2, 32, 32), 128, np.uint8),
         roi_boxes=np.array([[0.4, 0.5, 0.5, 0.25], [0.0, 0.0, 0.0, 0.0]]),
     )
+
+
+def write_case(folder: Path, case: TrainingCase) -> None:
+    """A case on disk, as `TrainingCase.open` reads it."""
+    folder.mkdir(parents=True)
+    for name in ("hu", "anatomy", "embolus"):
+        np.save(folder / f"{name}.npy", getattr(case, name))
+    np.savez(folder / "points.npz", embolus=case.embolus_points, other=case.other_points)
+    np.savez(folder / "roi.npz", slices=case.roi_slices, boxes=case.roi_boxes)
+
+
+@pytest.fixture
+def case_folder(tmp_path: Path) -> Path:
+    """Five cases on disk, one of them without an embolus."""
+    for index, place in enumerate([(10, 20, 60), (30, 30, 20), None, (20, 12, 40), (12, 36, 50)]):
+        write_case(tmp_path / "cases" / f"block-{index}", a_case(place))
+    return tmp_path / "cases"
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """A recipe of `train.py` whose networks are as narrow as they can be."""
+    text = (Path(__file__).parents[2] / "training/recipes/phantoms.toml").read_text(encoding="utf-8")
+    tables = {
+        "patch_yx = [160, 160]": "patch_yx = [32, 32]",
+        "patch_zyx = [64, 64, 64]": "patch_zyx = [32, 32, 32]",
+        "in_channels = 5\n": "in_channels = 5\nbase_width = 4\n",
+        "n_filters = [16, 32, 48, 64]": "n_filters = [8, 8, 8, 8]",
+        "stem = 8": "stem = 4",
+        "aspp = 16": "aspp = 8",
+        "validation_cases = 2": "validation_cases = 1",
+        "test_cases = 2": "test_cases = 1",
+        "validation_batches = 4": "validation_batches = 1",
+    }
+    for shipped, tiny in tables.items():
+        assert shipped in text
+        text = text.replace(shipped, tiny)
+    path = tmp_path / "tiny.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_the_claim_of_eight_percent_is_answered_by_the_better_of_the_two(
         *_scans(ENSEMBLE, together),
     ]
     text = "\n".join(ablation_section(records, tmp_path))
-    assert f"a gain of at least 0.08 {verdict}." in text
+    assert f"of at least\n0.08 {verdict}." in text
     assert f"{(together - 12) / 20:+.3f}" in text
 
 

@@ -137,6 +137,16 @@ def test_without_emboli_or_truth_there_is_nothing_to_find() -> None:
     assert len(unknown.reported) == 2
 
 
+def test_emboli_of_a_scan_that_is_refused_count_as_missed() -> None:
+    refusal = NotAnalysable([Reason("coverage.no_lung", "none")])
+    scan = _scan()
+    refused = not_analysed(scan.name, GROWN, refusal, package_sha256="ab", variant=FULL_CASCADE, scan=scan)
+    assert refused.lesions == _judged().lesions
+    assert refused.lesions_at == _judged().lesions_at == {POINT: 2, "2 mm": 2, "5 mm": 2, OVERLAP: 2}
+    assert (refused.voxel_dice, refused.roi_recall) == (0.0, 0.0)
+    assert refused.candidates == ()
+
+
 def test_a_record_survives_its_json_line() -> None:
     refusal = NotAnalysable([Reason("coverage.no_lung", "none")])
     for one in (_judged(), not_analysed("crop", "real", refusal, package_sha256="ab", variant=FULL_CASCADE)):
