@@ -44,6 +44,9 @@ def evaluate(
     seen_in_training: Annotated[
         list[str] | None, typer.Option(help="Name of a real CT whose texture was trained on; may be repeated.")
     ] = None,
+    variants: Annotated[
+        int, typer.Option(min=0, help="Phantoms on which the cascade also runs with each of its parts switched off.")
+    ] = 0,
     pictures: Annotated[int, typer.Option(min=0, help="Scans of each kind to draw.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
@@ -57,7 +60,7 @@ def evaluate(
     folder = records or Path(".training/evaluation") / package.resolve().name
     if not report_only:
         planned = _planned(judged_by, anatomies, cases, negatives, real, inserted, labelled)
-        _record(package, planned, folder, part, pictures, device, threads)
+        _record(package, planned, folder, part, variants, pictures, device, threads)
     if report_only or part.count == 1:
         _report(package, judged_by, folder, output, ablations, seen_in_training or [])
 
@@ -86,16 +89,25 @@ def _record(
     planned: list[PlannedScan],
     records: Path,
     part: Shard,
+    variants: int,
     pictures: int,
     device: str,
     threads: int,
 ) -> None:
     from models.cascade import Cascade
+    from training.cascade_variants import cascade_variants
     from training.case_record import FULL_CASCADE
     from training.evaluate import record_scans
 
     full = Cascade.load(package, device=device, threads=threads)
     record_scans({FULL_CASCADE: full}, planned, records, shard=part, pictures=pictures)
+    if variants:
+        chosen = cascade_variants(full.package.settings["ensemble"]["members"])
+        cascades = {
+            name: Cascade.load(package, device=device, threads=threads, options=options)
+            for name, options in chosen.items()
+        }
+        record_scans(cascades, planned[:variants], records, shard=part)
 
 
 def _report(

@@ -7,8 +7,9 @@ What a package's `package.toml` says of it (see `models/packages.py` for the res
     [networks.aanet]           embolus and artery in 3D
     [input]       spacing_mm
     [roi]         every_mm, min_confidence, margin_mm
-    [ensemble]    members = ["unet3tiny", "attention_unet"]
+    [ensemble]    members = ["unet3tiny", "attention_unet"], weights (optional, one for each member)
     [window]      size_zyx, overlap
+    [vessel_window] size_zyx, overlap; of vessel mode (optional)
     [fusion]      unet_weight, aanet_weight, bias, gate_reach_voxels, gate_open_at
     [thresholds]  voxel, score, min_volume_ml, artery
     [suitability] see imaging/suitability.py
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,13 +32,15 @@ from torch.nn import functional as F
 
 from imaging.errors import EmbolensError, Reason
 from imaging.findings import Findings, Outcome
-from imaging.geometry import WorkingGrid, cropped, to_canonical
+from imaging.geometry import Box, WorkingGrid, cropped, to_canonical
 from imaging.lesions import LesionThresholds, find_lesions
 from imaging.result import SegmentationResult
 from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid
+from imaging.vessel_tree import vessel_tree
 from imaging.volume import CtVolume, Mask, Probability
 from imaging.windows import aanet_input, unet_channel_stack
 from models.aanet import AANet
+from models.cascade_options import CascadeOptions, Mode
 from models.darknet.network import DarknetNetwork
 from models.fusion import FusionSettings, ensemble_logits, fuse
 from models.packages import ModelPackage, default_package_directory, load_network, load_package
@@ -51,6 +54,7 @@ _UNET_MULTIPLE = 16  # four poolings
 _SMALLEST_VESSEL_PIECE_MM3 = 60.0
 _LUNG_HU, _VESSEL_HU = -500, 120
 _WORTHWHILE_SHARE = 0.002  # of a window's voxels that must be lung, and vessel, for the window to be looked at
+_VESSEL_WINDOW = {"size_zyx": [64, 64, 64], "overlap": 0.25}
 
 
 def _ignore_progress(stage: str, fraction: float) -> None:
@@ -60,9 +64,10 @@ def _ignore_progress(stage: str, fraction: float) -> None:
 class Cascade:
     """The networks of one package, loaded once, ready for any number of volumes. Not to be shared between threads."""
 
-    def __init__(self, package: ModelPackage, device: torch.device) -> None:
+    def __init__(self, package: ModelPackage, device: torch.device, options: CascadeOptions | None = None) -> None:
         self.package = package
         self.device = device
+        self.options = options or CascadeOptions()
         settings = package.settings
         self._spacing_mm = float(settings["input"]["spacing_mm"])
         self._roi_settings = RoiSettings(**settings["roi"])
@@ -70,32 +75,47 @@ class Cascade:
         thresholds = dict(settings["thresholds"])
         self._artery_threshold = float(thresholds.pop("artery"))
         self._thresholds = LesionThresholds(**thresholds)
-        self._window_zyx = tuple(settings["window"]["size_zyx"])
-        self._overlap = float(settings["window"]["overlap"])
+        vessel_mode = self.options.mode is Mode.VESSEL
+        window = settings.get("vessel_window", _VESSEL_WINDOW) if vessel_mode else settings["window"]
+        self._window_zyx = tuple(window["size_zyx"])
+        self._overlap = float(window["overlap"])
         self._limits = SuitabilityLimits.from_mapping(settings.get("suitability", {}))
         detector = load_network(package, "roi")
         assert isinstance(detector, DarknetNetwork)
         self._detector = detector.to(device).eval()
-        self._unets = [self._ready_2d(load_network(package, name)) for name in settings["ensemble"]["members"]]
-        aanet = load_network(package, "aanet")
-        assert isinstance(aanet, AANet)
-        self._aanet = aanet.eval().folded().to(device)
+        members = settings["ensemble"]["members"]
+        weights = dict(zip(members, settings["ensemble"].get("weights", [1.0] * len(members)), strict=True))
+        chosen = self.options.members(members)
+        self._unets = [self._ready_2d(load_network(package, name)) for name in chosen]
+        self._unet_weights = [float(weights[name]) for name in chosen]
+        self._aanet: AANet | None = None
+        if self.options.aanet:
+            aanet = load_network(package, "aanet")
+            assert isinstance(aanet, AANet)
+            self._aanet = aanet.eval().folded().to(device)
 
     @classmethod
-    def load(cls, package_dir: Path | None = None, device: str = "auto", threads: int = 0) -> Cascade:
+    def load(
+        cls,
+        package_dir: Path | None = None,
+        device: str = "auto",
+        threads: int = 0,
+        options: CascadeOptions | None = None,
+    ) -> Cascade:
         """Verify and load a package (None: the shipped one).
 
         Args:
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
             threads: CPU threads of this process; 0: all cores.
+            options: which parts run; None: all.
 
         Raises:
-            ConfigurationError: a file of the package is missing or was changed.
+            ConfigurationError: a file of the package is missing or was changed, or the options fit no package.
         """
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_package(package_dir or default_package_directory()), torch.device(device))
+        return cls(load_package(package_dir or default_package_directory()), torch.device(device), options)
 
     @torch.inference_mode()
     def segment(
@@ -116,21 +136,22 @@ class Cascade:
         canonical, order = to_canonical(volume)
         check_grid(canonical, self._limits)
         with _stage("roi", seconds, report) as progress:
-            region = find_lungs(self._detector, canonical, self._roi_settings, progress)
+            region = self._region(canonical, progress)
             warnings = check_coverage(region.lung_extent_zyx_mm, self._limits)
             grid = WorkingGrid.over(canonical, region.box, self._spacing_mm)
             hu = grid.resample(canonical.hu)
         with _stage("unet", seconds, report) as progress:
-            unet_logits = ensemble_logits(self.slice_logits(hu, progress))
+            unet_logits = self.unet_logits(self.slice_logits(hu, progress)) if self._unets else None
         with _stage("aanet", seconds, report) as progress:
-            aanet_logits, artery_logits = self.volume_logits(hu, progress)
+            aanet_logits, artery_logits = self.volume_logits(hu, progress) if self._aanet else (None, None)
         with _stage("fuse", seconds, report):
-            artery = torch.sigmoid(artery_logits)
+            artery = None if artery_logits is None else torch.sigmoid(artery_logits)
             embolus = fuse(unet_logits, aanet_logits, artery, self._fusion_settings)
             if not bool(torch.isfinite(embolus).all()):  # would compare as "below the threshold", that is as no embolus
                 raise EmbolensError("the networks gave values that are not numbers", code="cascade.not_finite")
+            artery_probability = None if artery is None else artery.cpu().numpy()
             labelmap, artery_mask, findings = self._lesions(
-                canonical, region, grid, hu, embolus.cpu().numpy(), artery.cpu().numpy(), warnings, min_score
+                canonical, region, grid, hu, embolus.cpu().numpy(), artery_probability, warnings, min_score
             )
         return SegmentationResult(
             embolus_labelmap=np.ascontiguousarray(order.undo(labelmap)),
@@ -138,6 +159,16 @@ class Cascade:
             findings=findings,
             stage_seconds=seconds,
         )
+
+    def _region(self, canonical: CtVolume, progress: Callable[[float], None]) -> LungRegion:
+        if self.options.lung_roi:
+            return find_lungs(self._detector, canonical, self._roi_settings, progress)
+        z, y, x = (count * step for count, step in zip(canonical.shape_zyx, canonical.spacing_zyx_mm, strict=True))
+        return LungRegion(Box((0, 0, 0), canonical.shape_zyx), (z, y, x))
+
+    def unet_logits(self, members: Sequence[Tensor]) -> Tensor:
+        """What `slice_logits` gives, as one (z, y, x)."""
+        return ensemble_logits(members, self._unet_weights, self.options.ensemble)
 
     def slice_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> list[Tensor]:
         """Embolus logits (z, y, x) of each 2D network."""
@@ -156,15 +187,12 @@ class Cascade:
 
     def volume_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> tuple[Tensor, Tensor]:
         """Embolus and artery logits (z, y, x) of AANet; windows with nothing to look at stay at "surely not"."""
-
-        def worth_looking(window: tuple[slice, slice, slice]) -> bool:
-            inside = hu[window]
-            least = _WORTHWHILE_SHARE * inside.size
-            return bool((inside < _LUNG_HU).sum() > least and (inside > _VESSEL_HU).sum() > least)
+        aanet = self._aanet
+        assert aanet is not None, "asked for only where it runs"
 
         def predict(windows: Tensor) -> Tensor:
             with self._autocast():
-                embolus, artery = self._aanet.forward_logits(windows)
+                embolus, artery = aanet.forward_logits(windows)[:2]
             # Probabilities blend, logits do not: one window's certainty must not outshout its neighbour.
             return torch.sigmoid(torch.cat((embolus, artery), dim=1).float())
 
@@ -174,11 +202,24 @@ class Cascade:
             predict,
             window_zyx=(z, y, x),
             overlap=self._overlap,
-            keep=worth_looking,
+            keep=self._worth_looking(hu),
             on_progress=progress,
         )
         logits = torch.logit(blended, eps=1e-6)
         return logits[0], logits[1]
+
+    def _worth_looking(self, hu: NDArray[np.int16]) -> Callable[[tuple[slice, slice, slice]], bool]:
+        """Which windows AANet looks into: where lung and vessel are, in vessel mode where a vessel of the lungs is."""
+        if self.options.mode is Mode.VESSEL:
+            tree = vessel_tree(hu, self._spacing_mm)
+            return lambda window: bool(tree[window].mean() > _WORTHWHILE_SHARE)
+
+        def lung_and_vessel(window: tuple[slice, slice, slice]) -> bool:
+            inside = hu[window]
+            least = _WORTHWHILE_SHARE * inside.size
+            return bool((inside < _LUNG_HU).sum() > least and (inside > _VESSEL_HU).sum() > least)
+
+        return lung_and_vessel
 
     def _lesions(
         self,
@@ -187,19 +228,23 @@ class Cascade:
         grid: WorkingGrid,
         hu: NDArray[np.int16],
         embolus: Probability,
-        artery: Probability,
+        artery: Probability | None,
         warnings: tuple[Reason, ...],
         min_score: float | None,
     ) -> tuple[NDArray[np.uint16], Mask, Findings]:
-        lumen_hu = hu[(artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)]
-        artery_ml = lumen_hu.size * self._spacing_mm**3 / 1000.0
-        artery_hu = float(np.median(lumen_hu)) if lumen_hu.size else 0.0
-        warnings += check_contrast(artery_ml, artery_hu, self._limits)
-
         part = cropped(canonical, region.box)
-        artery_part = grid.restore(artery) > self._artery_threshold
-        smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
-        artery_part = cc3d.dust(artery_part, threshold=smallest, connectivity=26).astype(bool)
+        artery_hu: float | None = None
+        if artery is None:
+            artery_part = np.zeros(part.shape_zyx, dtype=bool)
+            warnings += (Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known"),)
+        else:
+            lumen_hu = hu[(artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)]
+            artery_ml = lumen_hu.size * self._spacing_mm**3 / 1000.0
+            artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
+            warnings += check_contrast(artery_ml, artery_hu, self._limits)
+            artery_part = grid.restore(artery) > self._artery_threshold
+            smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
+            artery_part = cc3d.dust(artery_part, threshold=smallest, connectivity=26).astype(bool)
         found = find_lesions(grid.restore(embolus), artery_part, part, self._thresholds, min_score=min_score)
 
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
@@ -222,8 +267,9 @@ class Cascade:
                     "sha256": self.package.sha256,
                 },
                 "thresholds": dict(self.package.settings["thresholds"]),
+                "mode": self.options.mode.value,
                 "min_score": min_score,
-                "artery_hu": round(artery_hu, 1),
+                "artery_hu": artery_hu,
                 "lung_height_mm": round(region.lung_extent_zyx_mm[0], 1),
             },
         )

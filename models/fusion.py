@@ -8,11 +8,16 @@ probability, grown by a few millimetres since a clot is darker than the lumen it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from models.cascade_options import Ensemble
+
+_CERTAIN = 1e-6  # no probability is closer to 0 or 1 than this before it becomes a logit
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +31,46 @@ class FusionSettings:
     gate_open_at: float
 
 
-def ensemble_logits(members: list[Tensor]) -> Tensor:
-    """Mean of the members' logits: the geometric mean of their odds."""
-    return torch.stack(members).mean(dim=0)
+def ensemble_logits(
+    members: Sequence[Tensor], weights: Sequence[float] | None = None, ensemble: Ensemble = Ensemble.LEARNT
+) -> Tensor:
+    """The 2D networks' logits as one.
+
+    Args:
+        members: logits of one shape.
+        weights: of the members under `Ensemble.LEARNT`, relative to each other; None: all alike.
+        ensemble: the mean of logits is the geometric mean of the odds: it takes all members to be certain. The mean of
+            probabilities follows the one that is.
+    """
+    stack = torch.stack(list(members))
+    if ensemble is Ensemble.PROBABILITY:
+        return torch.logit(torch.sigmoid(stack).mean(dim=0), eps=_CERTAIN)
+    if ensemble is Ensemble.LOGIT or weights is None:
+        return stack.mean(dim=0)
+    shares = stack.new_tensor(weights) / sum(weights)
+    combined: Tensor = torch.tensordot(shares, stack, dims=1)
+    return combined
 
 
-def fuse(unet_logits: Tensor, aanet_logits: Tensor, artery_probability: Tensor, settings: FusionSettings) -> Tensor:
-    """Embolus probability, float32; all tensors (z, y, x) on one grid."""
-    logits = settings.unet_weight * unet_logits + settings.aanet_weight * aanet_logits + settings.bias
-    return torch.sigmoid(logits) * artery_gate(artery_probability, settings)
+def fuse(
+    unet_logits: Tensor | None,
+    aanet_logits: Tensor | None,
+    artery_probability: Tensor | None,
+    settings: FusionSettings,
+) -> Tensor:
+    """Embolus probability, float32; all tensors (z, y, x) on one grid.
+
+    Of the networks one may be missing; the other's answer then counts for both. Without an artery nothing is gated.
+    """
+    if unet_logits is None or aanet_logits is None:
+        alone = aanet_logits if unet_logits is None else unet_logits
+        if alone is None:
+            raise ValueError("fusion needs the logits of one network at least")
+        logits = (settings.unet_weight + settings.aanet_weight) * alone + settings.bias
+    else:
+        logits = settings.unet_weight * unet_logits + settings.aanet_weight * aanet_logits + settings.bias
+    probability = torch.sigmoid(logits)
+    return probability if artery_probability is None else probability * artery_gate(artery_probability, settings)
 
 
 def artery_gate(artery_probability: Tensor, settings: FusionSettings) -> Tensor:

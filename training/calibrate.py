@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ FALSE_LESION_COST = 1.0  # of what finding an embolus is worth
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaseLogits:
-    """What the networks say of a case on the working grid; all (z, y, x)."""
+    """What the networks say of a case on the working grid; `unets` one for each 2D network, all (z, y, x)."""
 
     case: TrainingCase
-    unet: Tensor
+    unets: Sequence[Tensor]
     aanet: Tensor
     artery: Tensor
 
@@ -40,17 +40,21 @@ class CaseLogits:
 def calibrated(
     cascade: Cascade, cases: Sequence[TrainingCase], settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The `fusion` and `thresholds` tables of a package, fitted on `cases`."""
+    """The `ensemble`, `fusion` and `thresholds` tables of a package, fitted on `cases`."""
     with torch.inference_mode():
         logits = [_case_logits(cascade, case) for case in cases]
-    fusion = fit_fusion(logits, FusionSettings(**settings["fusion"]))
-    probabilities = [fuse(one.unet, one.aanet, torch.sigmoid(one.artery), fusion).numpy() for one in logits]
+    weights, fusion = fit_fusion(logits, FusionSettings(**settings["fusion"]))
+    probabilities = [
+        fuse(ensemble_logits(one.unets, weights), one.aanet, torch.sigmoid(one.artery), fusion).numpy()
+        for one in logits
+    ]
     voxel = best_voxel_threshold(probabilities, cases)
     given = dict(settings["thresholds"])
     artery_threshold = float(given.pop("artery"))
     thresholds = LesionThresholds(**(given | {"voxel": voxel, "score": voxel}))
     score = _best_score_threshold(probabilities, cases, thresholds)
     return {
+        "ensemble": {**settings["ensemble"], "weights": [round(weight, 4) for weight in weights]},
         "fusion": {
             **settings["fusion"],
             "unet_weight": round(fusion.unet_weight, 4),
@@ -63,38 +67,55 @@ def calibrated(
 
 def _case_logits(cascade: Cascade, case: TrainingCase) -> CaseLogits:
     hu = np.ascontiguousarray(case.hu)
-    unet = ensemble_logits(cascade.slice_logits(hu, _silent))
+    unets = cascade.slice_logits(hu, _silent)
     aanet, artery = cascade.volume_logits(hu, _silent)
-    return CaseLogits(case, unet, aanet, artery)
+    return CaseLogits(case, unets, aanet, artery)
 
 
 def _silent(fraction: float) -> None:
     """Nobody watches."""
 
 
-def fit_fusion(logits: Sequence[CaseLogits], start: FusionSettings) -> FusionSettings:
-    """Logistic regression of embolus voxels on both logits; weights kept positive, so that more evidence is more."""
-    columns = [column for one in logits for column in _sampled(one, start)]
-    unet, aanet, truth, weight = (torch.cat(parts) for parts in zip(*columns, strict=True))
-    log_weights = torch.log(torch.tensor([start.unet_weight, start.aanet_weight])).requires_grad_()
+def fit_fusion(logits: Sequence[CaseLogits], start: FusionSettings) -> tuple[tuple[float, ...], FusionSettings]:
+    """Logistic regression of embolus voxels on all logits; weights kept positive, so that more evidence is more.
+
+    Returns:
+        The weights of the 2D networks relative to each other, summing to 1, and the fusion with all of them together.
+    """
+    samples = [sample for one in logits for sample in _sampled(one, start)]
+    evidence = torch.cat([sample.evidence for sample in samples], dim=1)
+    truth = torch.cat([sample.truth for sample in samples])
+    weight = torch.cat([sample.weight for sample in samples])
+    members = len(evidence) - 1
+    begin = [start.unet_weight / members] * members + [start.aanet_weight]
+    log_weights = torch.log(torch.tensor(begin)).requires_grad_()
     bias = torch.tensor(start.bias).requires_grad_()
     optimiser = torch.optim.LBFGS([log_weights, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        a, b = log_weights.exp()
-        loss = F.binary_cross_entropy_with_logits(a * unet + b * aanet + bias, truth, weight) * len(truth)
-        loss = loss / weight.sum()
+        combined = torch.tensordot(log_weights.exp(), evidence, dims=1) + bias
+        loss = F.binary_cross_entropy_with_logits(combined, truth, weight, reduction="sum") / weight.sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    a, b = log_weights.detach().exp().tolist()
-    return replace(start, unet_weight=a, aanet_weight=b, bias=bias.item())
+    *unets, aanet = log_weights.detach().exp().tolist()
+    together = sum(unets)
+    fitted = replace(start, unet_weight=together, aanet_weight=aanet, bias=bias.item())
+    return tuple(one / together for one in unets), fitted
 
 
-def _sampled(one: CaseLogits, settings: FusionSettings) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Logits, truth and weights of all embolus voxels of a case and of some others where the artery's gate is open."""
+class _Sample(NamedTuple):
+    """`evidence` (networks, n): logits, AANet's last; `truth` and `weight` (n,)."""
+
+    evidence: Tensor
+    truth: Tensor
+    weight: Tensor
+
+
+def _sampled(one: CaseLogits, settings: FusionSettings) -> Iterator[_Sample]:
+    """All embolus voxels of a case, and some others where the artery's gate is open."""
     embolus = torch.from_numpy(np.asarray(one.case.embolus) > 0)
     open_gate = artery_gate(torch.sigmoid(one.artery), settings) > 0.5
     others = torch.nonzero((open_gate & ~embolus).ravel())[:, 0]
@@ -103,7 +124,8 @@ def _sampled(one: CaseLogits, settings: FusionSettings) -> Iterator[tuple[Tensor
     positives = torch.nonzero(embolus.ravel())[:, 0]
     for index, truth, weight in ((positives, 1.0, 1.0), (chosen, 0.0, len(others) / max(1, len(chosen)))):
         column = torch.ones(len(index))
-        yield one.unet.ravel()[index], one.aanet.ravel()[index], column * truth, column * weight
+        evidence = torch.stack([logits.ravel()[index] for logits in (*one.unets, one.aanet)])
+        yield _Sample(evidence, column * truth, column * weight)
 
 
 def best_voxel_threshold(probabilities: Sequence[NDArray[np.float32]], cases: Sequence[TrainingCase]) -> float:

@@ -20,10 +20,25 @@ def test_fusion_trusts_the_network_that_knows(make_case: MakeCase) -> None:
     generator = torch.Generator().manual_seed(0)
     knowing = 4 * truth - 2 + torch.randn(truth.shape, generator=generator)
     guessing = torch.randn(truth.shape, generator=generator)
-    fitted = fit_fusion([CaseLogits(case, guessing, knowing, torch.full(truth.shape, 5.0))], START)
+    _, fitted = fit_fusion([CaseLogits(case, [guessing], knowing, torch.full(truth.shape, 5.0))], START)
     assert fitted.aanet_weight > 1.0
     assert fitted.unet_weight < 0.2
     assert fitted.bias < 0, "emboli are rare"
+
+
+def test_the_ensemble_trusts_the_member_that_knows(make_case: MakeCase) -> None:
+    case = make_case()
+    truth = torch.from_numpy(np.asarray(case.embolus) > 0).float()
+    knowing, guessing, neither = (
+        share * (4 * truth - 2) + torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
+        for seed, share in enumerate((1.0, 0.0, 0.0))
+    )
+    logits = CaseLogits(case, [guessing, knowing], neither, torch.full(truth.shape, 5.0))
+    weights, fitted = fit_fusion([logits], START)
+    assert sum(weights) == pytest.approx(1)
+    assert weights[1] > 0.8
+    assert fitted.unet_weight > 1.0
+    assert fitted.aanet_weight < 0.2
 
 
 def test_voxel_threshold_is_the_one_with_the_best_dice(make_case: MakeCase) -> None:

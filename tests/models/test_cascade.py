@@ -1,0 +1,50 @@
+"""The shipped cascade with its parts switched on and off, on one small phantom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imaging.errors import ConfigurationError
+from imaging.phantom import Phantom, make_phantom
+from imaging.result import SegmentationResult
+from models.cascade import Cascade
+from models.cascade_options import CascadeOptions, Mode
+from models.packages import default_package_directory
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return make_phantom(100_500, shape_zyx=(96, 240, 240), spacing_zyx_mm=(2.5, 1.4, 1.4), emboli=2, min_embolus_ml=2.0)
+
+
+def _segment(phantom: Phantom, options: CascadeOptions) -> SegmentationResult:
+    return Cascade.load(default_package_directory(), device="cpu", threads=1, options=options).segment(phantom.volume)
+
+
+def test_vessel_mode_finds_along_the_tree_what_the_whole_volume_shows(phantom: Phantom) -> None:
+    result = _segment(phantom, CascadeOptions(mode=Mode.VESSEL))
+    found = np.unique(phantom.embolus_labelmap[result.embolus_labelmap > 0])
+    assert set(found) > {0}, "an embolus of 2 ml or more is found"
+    assert result.findings.provenance["mode"] == "vessel"
+    assert result.stage_seconds["unet"] < 0.1, "no 2D network runs"
+
+
+def test_without_the_3d_network_no_artery_is_claimed_and_contrast_is_said_not_to_be_known(phantom: Phantom) -> None:
+    result = _segment(phantom, CascadeOptions(aanet=False))
+    assert "contrast.not_measured" in {reason.code for reason in result.findings.reasons}
+    assert result.findings.provenance["artery_hu"] is None
+    reported = sum(lesion.score >= result.findings.score_threshold for lesion in result.findings.lesions)
+    assert np.array_equal(result.artery, (result.embolus_labelmap > 0) & (result.embolus_labelmap <= reported))
+
+
+def test_options_that_fit_no_package_are_refused_by_name() -> None:
+    for options, complaint in (
+        (CascadeOptions(unets=("unet9",)), "unet9"),
+        (CascadeOptions(unets=(), aanet=False), "neither"),
+        (CascadeOptions(mode=Mode.VESSEL, aanet=False), "neither"),
+    ):
+        with pytest.raises(ConfigurationError, match=complaint):
+            Cascade.load(default_package_directory(), device="cpu", threads=1, options=options)

@@ -1,0 +1,23 @@
+"""The cascade with one part of it switched off or exchanged, by the names the report gives these variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from models.cascade_options import CascadeOptions, Ensemble, Mode
+from training.ablation import ENSEMBLE, UNET_ALONE
+from training.case_record import FULL_CASCADE
+
+
+def cascade_variants(members: Sequence[str]) -> dict[str, CascadeOptions]:
+    """The variants of a package's cascade by name; `members` names the package's 2D networks."""
+    return {
+        FULL_CASCADE: CascadeOptions(),
+        "without the lung ROI": CascadeOptions(lung_roi=False),
+        **{UNET_ALONE.format(name): CascadeOptions(unets=(name,), aanet=False) for name in members},
+        ENSEMBLE: CascadeOptions(aanet=False),
+        "UNets together, mean of probabilities": CascadeOptions(aanet=False, ensemble=Ensemble.PROBABILITY),
+        "UNets together, mean of logits": CascadeOptions(aanet=False, ensemble=Ensemble.LOGIT),
+        "AANet alone": CascadeOptions(unets=()),
+        "vessel mode": CascadeOptions(mode=Mode.VESSEL),
+    }
