@@ -46,11 +46,11 @@ from models.fusion import FusionSettings, ensemble_logits, fuse
 from models.packages import ModelPackage, default_package_directory, load_network, load_package
 from models.roi import LungRegion, RoiSettings, find_lungs
 from models.sliding_window import sliding_window
+from models.unet_blocks import SliceNetwork
 
 OnProgress = Callable[[str, float], None]
 
 _SLICES_AT_ONCE = 4
-_UNET_MULTIPLE = 16  # four poolings
 _SMALLEST_VESSEL_PIECE_MM3 = 60.0
 _LUNG_HU, _VESSEL_HU = -500, 120
 _WORTHWHILE_SHARE = 0.002  # of a window's voxels that must be lung, and vessel, for the window to be looked at
@@ -173,7 +173,8 @@ class Cascade:
     def slice_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> list[Tensor]:
         """Embolus logits (z, y, x) of each 2D network."""
         depth, height, width = hu.shape
-        padding = (0, -width % _UNET_MULTIPLE, 0, -height % _UNET_MULTIPLE)
+        multiple = max(network.pixel_multiple for network in self._unets) if self._unets else 1
+        padding = (0, -width % multiple, 0, -height % multiple)
         logits = [torch.empty(hu.shape, device=self.device) for _ in self._unets]
         for start in range(0, depth, _SLICES_AT_ONCE):
             slices = range(start, min(depth, start + _SLICES_AT_ONCE))
@@ -181,7 +182,9 @@ class Cascade:
             channels = F.pad(channels, padding).contiguous(memory_format=torch.channels_last)
             with self._autocast():
                 for network, out in zip(self._unets, logits, strict=True):
-                    out[slices.start : slices.stop] = network(channels)[:, 0, :height, :width].float()
+                    answer = network(channels)
+                    last = answer if isinstance(answer, Tensor) else answer[-1]  # of deep supervision
+                    out[slices.start : slices.stop] = last[:, 0, :height, :width].float()
             progress(slices.stop / depth)
         return logits
 
@@ -275,7 +278,8 @@ class Cascade:
         )
         return labelmap, artery_mask, findings
 
-    def _ready_2d(self, network: nn.Module) -> nn.Module:
+    def _ready_2d(self, network: nn.Module) -> SliceNetwork:
+        assert isinstance(network, SliceNetwork)
         network.to(self.device).eval()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network

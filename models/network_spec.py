@@ -16,11 +16,27 @@ from models.aanet import AANet
 from models.darknet.config import parse_cfg
 from models.darknet.network import DarknetNetwork
 from models.darknet.weights import read_weights
-from models.unet_family import AttentionUNet, UNet3Tiny
+from models.nfn_plus import NFNPlus
+from models.resnet34_unet import ResNet34UNet
+from models.u2net import U2Net, U2NetP
+from models.unet_family import AttentionR2UNet, AttentionUNet, R2UNet, UNet, UNet1Tiny, UNet2Tiny, UNet3Tiny
+from models.unet_plus_plus import UNetPlusPlus
+from models.xnet import XNet
 
 TORCH_KINDS: Mapping[str, Callable[..., nn.Module]] = {
-    "unet3tiny": UNet3Tiny,
+    "unet": UNet,
     "attention_unet": AttentionUNet,
+    "r2unet": R2UNet,
+    "attention_r2unet": AttentionR2UNet,
+    "unet3tiny": UNet3Tiny,
+    "unet2tiny": UNet2Tiny,
+    "unet1tiny": UNet1Tiny,
+    "unet_plus_plus": UNetPlusPlus,
+    "xnet": XNet,
+    "nfn_plus": NFNPlus,
+    "u2net": U2Net,
+    "u2netp": U2NetP,
+    "resnet34_unet": ResNet34UNet,
     "aanet": AANet,
 }
 DARKNET = "darknet"

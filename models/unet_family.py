@@ -1,90 +1,20 @@
 """The UNet family for axial slices: UNet (Ronneberger 2015), Attention UNet (Oktay 2018), recurrent-residual blocks
-(R2-UNet, Alom 2018) and the three-level UNet3Tiny that combines them.
+(R2-UNet, Alom 2018), both, and the tiny ones of three levels and fewer.
 
-All take (N, in_channels, H, W) and return logits (N, out_channels, H, W). H and W must be multiples of
-`pixel_multiple`, 16 for four levels and 8 for three; the caller pads.
+Parameters are counted at 3 channels in, 2 out and base width 32. H and W must be multiples of 2 to the power of the
+levels.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def _conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+from models.unet_blocks import AttentionGate, DoubleConv, RecurrentResidualBlock, SliceNetwork, doubled
 
 
-class DoubleConv(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = _conv_bn_relu(inputs, outputs)
-        self.conv2 = _conv_bn_relu(outputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv2(self.conv1(x))
-        return out
-
-
-class RecurrentConv(nn.Module):
-    """One convolution applied `1 + recurrences` times with shared weights: y = f(x), then y = f(y + x).
-
-    Its norm is a GroupNorm: the passes differ in their statistics, and the running ones of a BatchNorm that all
-    passes share fit none of them (Dice 0.87 with the batch's statistics was 0.00 with the running ones).
-    """
-
-    def __init__(self, channels: int, recurrences: int = 2) -> None:
-        super().__init__()
-        norm = nn.GroupNorm(math.gcd(channels, 8), channels)
-        self.conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), norm, nn.ReLU(inplace=True))
-        self.recurrences = recurrences
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x)
-        for _ in range(self.recurrences):
-            y = self.conv(y + x)
-        return y
-
-
-class RecurrentResidualBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(inputs, outputs, 1)
-        self.recurrent1 = RecurrentConv(outputs)
-        self.recurrent2 = RecurrentConv(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        projected = self.project(x)
-        out: Tensor = projected + self.recurrent2(self.recurrent1(projected))
-        return out
-
-
-class AttentionGate(nn.Module):
-    """Additive grid attention: the coarser decoder features say where the skip connection matters.
-
-    Args:
-        channels: of the skip connection.
-        gate_channels: of the gating signal, at half the skip's resolution.
-    """
-
-    def __init__(self, channels: int, gate_channels: int) -> None:
-        super().__init__()
-        self.theta = nn.Conv2d(channels, channels // 2, 2, stride=2, bias=False)
-        self.phi = nn.Conv2d(gate_channels, channels // 2, 1)
-        self.psi = nn.Conv2d(channels // 2, 1, 1)
-        self.output = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels))
-
-    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
-        attention = torch.sigmoid(self.psi(F.relu(self.theta(skip) + self.phi(gate), inplace=True)))
-        attention = F.interpolate(attention, scale_factor=2, mode="bilinear", align_corners=False)
-        out: Tensor = self.output(skip * attention)
-        return out
-
-
-class _UNetFamily(nn.Module):
+class _UNetFamily(SliceNetwork):
     """An encoder of `levels + 1` blocks, each twice as wide as the one above, and the decoder back."""
 
     levels: int
@@ -103,9 +33,11 @@ class _UNetFamily(nn.Module):
         self.gates = nn.ModuleList(AttentionGate(width, 2 * width) for width in widths[:-1]) if attention else None
         self.head = nn.Conv2d(base_width, out_channels, 1)
 
+    def output_layers(self) -> list[nn.Module]:
+        return [self.head]
+
     def forward(self, x: Tensor) -> Tensor:
-        if any(size % self.pixel_multiple for size in x.shape[2:]):
-            raise ValueError(f"sizes must be multiples of {self.pixel_multiple}, got {tuple(x.shape[2:])}")
+        self.check_size(x)
         features = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else F.max_pool2d(x, 2))
@@ -114,14 +46,13 @@ class _UNetFamily(nn.Module):
             skip = features[level]
             if self.gates is not None:
                 skip = self.gates[level](skip, x)
-            up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = self.decoder[level](torch.cat([skip, up], dim=1))
+            x = self.decoder[level](torch.cat([skip, doubled(x)], dim=1))
         logits: Tensor = self.head(x)
         return logits
 
 
 class UNet(_UNetFamily):
-    """Four levels; 7 852 578 parameters at 3 channels in, 2 out and base width 32. Sizes: multiples of 16."""
+    """Four levels (7 852 578 parameters)."""
 
     levels = 4
 
@@ -130,7 +61,7 @@ class UNet(_UNetFamily):
 
 
 class AttentionUNet(_UNetFamily):
-    """UNet with an attention gate on each skip connection (8 202 662 parameters). Sizes: multiples of 16."""
+    """UNet with an attention gate on each skip connection (8 202 662)."""
 
     levels = 4
 
@@ -138,11 +69,25 @@ class AttentionUNet(_UNetFamily):
         super().__init__(in_channels, out_channels, base_width, attention=True, recurrent_residual=False)
 
 
-class UNet3Tiny(_UNetFamily):
-    """Three levels; with both options the Tiny-Attention-Residual-UNet (2 153 317). Sizes: multiples of 8."""
+class R2UNet(_UNetFamily):
+    """UNet of recurrent-residual blocks (8 297 698)."""
 
-    levels = 3
+    levels = 4
 
+    def __init__(self, in_channels: int, out_channels: int, base_width: int = 32) -> None:
+        super().__init__(in_channels, out_channels, base_width, attention=False, recurrent_residual=True)
+
+
+class AttentionR2UNet(_UNetFamily):
+    """UNet of recurrent-residual blocks with attention gates (8 647 782)."""
+
+    levels = 4
+
+    def __init__(self, in_channels: int, out_channels: int, base_width: int = 32) -> None:
+        super().__init__(in_channels, out_channels, base_width, attention=True, recurrent_residual=True)
+
+
+class _TinyUNet(_UNetFamily):
     def __init__(
         self,
         in_channels: int,
@@ -152,3 +97,21 @@ class UNet3Tiny(_UNetFamily):
         recurrent_residual: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, base_width, attention, recurrent_residual)
+
+
+class UNet3Tiny(_TinyUNet):
+    """Three levels (1 949 730); with both options the Tiny-Attention-Residual-UNet (2 153 317)."""
+
+    levels = 3
+
+
+class UNet2Tiny(_TinyUNet):
+    """Two levels (472 866)."""
+
+    levels = 2
+
+
+class UNet1Tiny(_TinyUNet):
+    """One level (103 074)."""
+
+    levels = 1

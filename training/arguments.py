@@ -108,8 +108,13 @@ def network_recipe(recipe: Recipe, options: argparse.Namespace, name: str, *, ca
     """
     base = next((network for network in recipe.networks.values() if network.kind == options.model), None)
     if base is None:
-        base = recipe.networks["unet"]
-        base = replace(base, kind=options.model)
+        if "unet" not in recipe.networks:
+            raise ConfigurationError(
+                f"recipe {recipe.path} has no network of kind {options.model!r} and no [unet] to go by",
+                code="training.kind",
+                remedy="add a table for it",
+            )
+        base = replace(recipe.networks["unet"], kind=options.model)
     if options.model == VOLUME_KIND and options.width == "published":
         base = replace(base, parameters={}, options={**base.options, "patch_zyx": PUBLISHED_PATCH_ZYX})
     epoch = math.ceil(cases / options.batch_size)

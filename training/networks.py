@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imaging.errors import ConfigurationError
 from models.network_spec import DARKNET, TORCH_KINDS, NetworkSpec, build_network
+from models.unet_blocks import SliceNetwork
 from training.cases import TrainingCase
 from training.loop import Loss, Rates, Tally, Validation
 from training.objectives import (
@@ -107,9 +108,9 @@ def _loss(recipe: NetworkRecipe) -> Loss:
 
 def _expecting_little(network: nn.Module) -> nn.Module:
     """Sets the last bias of each output so that it starts by expecting emboli to be rare, as AANet does."""
-    for module in network.modules():
-        head = getattr(module, "head", None)
-        if isinstance(head, nn.Conv2d) and head.bias is not None:
-            nn.init.constant_(head.bias, FOREGROUND_LOGIT)
+    assert isinstance(network, SliceNetwork)
+    for layer in network.output_layers():
+        assert isinstance(layer.bias, Tensor)
+        nn.init.constant_(layer.bias, FOREGROUND_LOGIT)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

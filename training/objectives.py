@@ -19,11 +19,18 @@ from models.darknet.loss import yolo_loss
 from models.darknet.network import DarknetNetwork
 from models.losses import (
     aanet_loss,
+    bce_loss,
     both_reductions,
+    cross_entropy_loss,
+    dice_bce_loss,
     dice_loss,
     dice_tversky_loss,
     focal_loss,
     focal_tversky_loss,
+    lovasz_hinge_loss,
+    lovasz_softmax_loss,
+    of_two_classes,
+    symmetric_cross_entropy_loss,
     tversky_loss,
 )
 from training.distributed import bare
@@ -45,6 +52,12 @@ LOSSES: Mapping[str, Score] = {
     "focal_tversky": focal_tversky_loss,
     "dice_tversky": dice_tversky_loss,
     "focal": focal_loss,
+    "bce": bce_loss,
+    "dice_bce": dice_bce_loss,
+    "ce": of_two_classes(cross_entropy_loss),
+    "sce": of_two_classes(symmetric_cross_entropy_loss),
+    "lovasz": lovasz_hinge_loss,
+    "lovasz_softmax": of_two_classes(lovasz_softmax_loss),
 }
 
 

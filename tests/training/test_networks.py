@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from imaging.errors import ConfigurationError
+from models.network_spec import TORCH_KINDS
+from training.arguments import network_recipe, parser
 from training.cases import TrainingCase
+from training.forward import forward_outputs
 from training.networks import make_task, network_spec
 from training.recipe import NetworkRecipe, Recipe
+from training.scans import segment_case
 
 MakeCase = Callable[..., TrainingCase]
 RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v1.toml"
@@ -63,3 +68,36 @@ def test_a_package_describes_networks_as_the_recipe_builds_them() -> None:
     roi = network_spec(networks["roi"])
     assert roi.file.name == "lung-roi.weights"
     assert roi.config is not None
+
+
+def _asked_for(kind: str) -> NetworkRecipe:
+    """What `train.py --model kind` makes of the shipped recipe, narrow."""
+    options = parser().parse_args(["--model", kind, "--batch_size", "2", "--precision", "fp32"])
+    recipe = network_recipe(Recipe.read(RECIPE.with_name("phantoms.toml")), options, kind, cases=2)
+    parameters = {**recipe.parameters, "base_width": 4}
+    return replace(
+        recipe, parameters=parameters, options={**recipe.options, "patch_yx": [64, 64]}, validation_batches=1
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(set(TORCH_KINDS) - {"aanet"}))
+def test_every_2d_kind_trains_from_the_shipped_recipe_and_segments_slices_of_any_size(
+    kind: str, make_case: MakeCase
+) -> None:
+    torch.manual_seed(0)
+    recipe, case = _asked_for(kind), make_case()
+    task = make_task(recipe, [case], [case])
+    batch = task.source.batch(0)
+    probability = torch.sigmoid(forward_outputs(task.network, batch.input)[-1]).mean().item()
+    assert probability < 0.15, "it starts by expecting little"
+    loss = task.loss(task.network, batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is not None for parameter in task.network.parameters())
+    assert segment_case(task.network.eval(), recipe, case).lesions.shape == (40, 48, 72)
+
+
+def test_a_recipe_without_anything_to_go_by_is_refused() -> None:
+    options = parser().parse_args(["--model", "xnet"])
+    with pytest.raises(ConfigurationError, match="has no network of kind 'xnet'"):
+        network_recipe(Recipe.read(RECIPE), options, "xnet", cases=8)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 
+from imaging.errors import ConfigurationError
 from models.aanet import AANet
-from training.objectives import artery_aware_loss
+from training.objectives import LOSSES, artery_aware_loss, named_loss
 from training.sampling import Batch
 
 
@@ -40,3 +43,26 @@ def test_veins_are_learnt_where_there_is_a_head_for_them() -> None:
     gradient = network.segheadvein.seg_output.weight.grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_named_loss_falls_along_its_gradient_and_passes_over_the_unknown(name: str, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(2, outputs, 8, 8, generator=generator) < 0.3).float()
+    target[:, :, :2] = -1.0
+    logits = torch.randn(2, outputs, 8, 8, generator=generator).requires_grad_()
+    loss = named_loss(name)
+    before = loss(nn.Identity(), Batch(logits, target))
+    before.backward()
+    assert logits.grad is not None
+    assert logits.grad[:, :, :2].abs().sum() == 0
+    assert logits.grad[:, :, 2:].abs().sum() > 0
+    with torch.no_grad():
+        downhill = logits - 0.1 * logits.grad / logits.grad.norm()
+        assert loss(nn.Identity(), Batch(downhill, target)) < before
+
+
+def test_a_loss_nobody_knows_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'hausdorff' is not known"):
+        named_loss("hausdorff")
