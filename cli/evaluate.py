@@ -102,7 +102,8 @@ def _record(
     full = Cascade.load(package, device=device, threads=threads)
     record_scans({FULL_CASCADE: full}, planned, records, shard=part, pictures=pictures)
     if variants:
-        chosen = cascade_variants(full.package.settings["ensemble"]["members"])
+        given = full.package.settings
+        chosen = cascade_variants(given["ensemble"]["members"], second_pass="second_pass" in given)
         cascades = {
             name: Cascade.load(package, device=device, threads=threads, options=options)
             for name, options in chosen.items()

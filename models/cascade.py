@@ -11,6 +11,7 @@ What a package's `package.toml` says of it (see `models/packages.py` for the res
     [window]      size_zyx, overlap
     [vessel_window] size_zyx, overlap; of vessel mode (optional)
     [fusion]      unet_weight, aanet_weight, bias, gate_reach_voxels, gate_open_at
+    [second_pass] spacing_mm, from_probability, smallest_mm3, margin_mm, share, most (optional)
     [thresholds]  voxel, score, min_volume_ml, artery
     [suitability] see imaging/suitability.py
 """
@@ -21,6 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cc3d
@@ -45,6 +47,7 @@ from models.darknet.network import DarknetNetwork
 from models.fusion import FusionSettings, ensemble_logits, fuse
 from models.packages import ModelPackage, default_package_directory, load_network, load_package
 from models.roi import LungRegion, RoiSettings, find_lungs
+from models.second_pass import SecondPassSettings, looked_at_again
 from models.sliding_window import sliding_window
 from models.unet_blocks import SliceNetwork
 
@@ -59,6 +62,21 @@ _VESSEL_WINDOW = {"size_zyx": [64, 64, 64], "overlap": 0.25}
 
 def _ignore_progress(stage: str, fraction: float) -> None:
     """Nobody asked."""
+
+
+def _unheard(fraction: float) -> None:
+    """A part of a step that reports for itself."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scan:
+    """One scan on its way through the cascade; `hu` on `grid`, which lies over the region's box."""
+
+    canonical: CtVolume
+    region: LungRegion
+    grid: WorkingGrid
+    hu: NDArray[np.int16]
+    warnings: tuple[Reason, ...]
 
 
 class Cascade:
@@ -80,6 +98,8 @@ class Cascade:
         self._window_zyx = tuple(window["size_zyx"])
         self._overlap = float(window["overlap"])
         self._limits = SuitabilityLimits.from_mapping(settings.get("suitability", {}))
+        wanted = self.options.second_pass and self.options.aanet and "second_pass" in settings
+        self._second_pass = SecondPassSettings(**settings["second_pass"]) if wanted else None
         detector = load_network(package, "roi")
         assert isinstance(detector, DarknetNetwork)
         self._detector = detector.to(device).eval()
@@ -139,19 +159,16 @@ class Cascade:
             region = self._region(canonical, progress)
             warnings = check_coverage(region.lung_extent_zyx_mm, self._limits)
             grid = WorkingGrid.over(canonical, region.box, self._spacing_mm)
-            hu = grid.resample(canonical.hu)
+            scan = _Scan(canonical, region, grid, grid.resample(canonical.hu), warnings)
         with _stage("unet", seconds, report) as progress:
-            unet_logits = self.unet_logits(self.slice_logits(hu, progress)) if self._unets else None
+            unet_logits = self.unet_logits(self.slice_logits(scan.hu, progress)) if self._unets else None
         with _stage("aanet", seconds, report) as progress:
-            aanet_logits, artery_logits = self.volume_logits(hu, progress) if self._aanet else (None, None)
-        with _stage("fuse", seconds, report):
+            aanet_logits, artery_logits = self.volume_logits(scan.hu, progress) if self._aanet else (None, None)
+        with _stage("fuse", seconds, report) as progress:
             artery = None if artery_logits is None else torch.sigmoid(artery_logits)
-            embolus = fuse(unet_logits, aanet_logits, artery, self._fusion_settings)
-            if not bool(torch.isfinite(embolus).all()):  # would compare as "below the threshold", that is as no embolus
-                raise EmbolensError("the networks gave values that are not numbers", code="cascade.not_finite")
-            artery_probability = None if artery is None else artery.cpu().numpy()
+            embolus = self._fused(unet_logits, aanet_logits, artery)
             labelmap, artery_mask, findings = self._lesions(
-                canonical, region, grid, hu, embolus.cpu().numpy(), artery_probability, warnings, min_score
+                scan, embolus, None if artery is None else artery.cpu().numpy(), min_score, progress
             )
         return SegmentationResult(
             embolus_labelmap=np.ascontiguousarray(order.undo(labelmap)),
@@ -188,8 +205,13 @@ class Cascade:
             progress(slices.stop / depth)
         return logits
 
-    def volume_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> tuple[Tensor, Tensor]:
-        """Embolus and artery logits (z, y, x) of AANet; windows with nothing to look at stay at "surely not"."""
+    def volume_logits(
+        self, hu: NDArray[np.int16], progress: Callable[[float], None], *, everywhere: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Embolus and artery logits (z, y, x) of AANet.
+
+        Windows with nothing to look at stay at "surely not", unless `everywhere` is looked.
+        """
         aanet = self._aanet
         assert aanet is not None, "asked for only where it runs"
 
@@ -205,11 +227,24 @@ class Cascade:
             predict,
             window_zyx=(z, y, x),
             overlap=self._overlap,
-            keep=self._worth_looking(hu),
+            keep=None if everywhere else self._worth_looking(hu),
             on_progress=progress,
         )
         logits = torch.logit(blended, eps=1e-6)
         return logits[0], logits[1]
+
+    def _finer_look(self, hu: NDArray[np.int16]) -> Probability:
+        """The second pass's embolus probability of a block: AANet alone, gated by the artery it finds there."""
+        aanet_logits, artery_logits = self.volume_logits(hu, _unheard, everywhere=True)
+        return self._fused(None, aanet_logits, torch.sigmoid(artery_logits))
+
+    def _fused(
+        self, unet_logits: Tensor | None, aanet_logits: Tensor | None, artery_probability: Tensor | None
+    ) -> Probability:
+        embolus = fuse(unet_logits, aanet_logits, artery_probability, self._fusion_settings)
+        if not bool(torch.isfinite(embolus).all()):  # would compare as "below the threshold", that is as no embolus
+            raise EmbolensError("the networks gave values that are not numbers", code="cascade.not_finite")
+        return np.asarray(embolus.cpu().numpy())
 
     def _worth_looking(self, hu: NDArray[np.int16]) -> Callable[[tuple[slice, slice, slice]], bool]:
         """Which windows AANet looks into: where lung and vessel are, in vessel mode where a vessel of the lungs is."""
@@ -226,29 +261,19 @@ class Cascade:
 
     def _lesions(
         self,
-        canonical: CtVolume,
-        region: LungRegion,
-        grid: WorkingGrid,
-        hu: NDArray[np.int16],
+        scan: _Scan,
         embolus: Probability,
         artery: Probability | None,
-        warnings: tuple[Reason, ...],
         min_score: float | None,
+        progress: Callable[[float], None],
     ) -> tuple[NDArray[np.uint16], Mask, Findings]:
+        canonical, region = scan.canonical, scan.region
         part = cropped(canonical, region.box)
-        artery_hu: float | None = None
-        if artery is None:
-            artery_part = np.zeros(part.shape_zyx, dtype=bool)
-            warnings += (Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known"),)
-        else:
-            lumen_hu = hu[(artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)]
-            artery_ml = lumen_hu.size * self._spacing_mm**3 / 1000.0
-            artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
-            warnings += check_contrast(artery_ml, artery_hu, self._limits)
-            artery_part = grid.restore(artery) > self._artery_threshold
-            smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
-            artery_part = cc3d.dust(artery_part, threshold=smallest, connectivity=26).astype(bool)
-        found = find_lesions(grid.restore(embolus), artery_part, part, self._thresholds, min_score=min_score)
+        artery_part, artery_hu, warnings = self._artery(scan, part, embolus, artery)
+        probability = scan.grid.restore(embolus)
+        if self._second_pass is not None:
+            probability = looked_at_again(probability, part, self._finer_look, self._second_pass, progress)
+        found = find_lesions(probability, artery_part, part, self._thresholds, min_score=min_score)
 
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
         labelmap[region.box.slices] = found.labelmap
@@ -259,7 +284,7 @@ class Cascade:
         reported = found.scan_probability >= self._thresholds.score
         findings = Findings(
             outcome=Outcome.EMBOLUS_FOUND if reported else Outcome.NO_EMBOLUS,
-            reasons=warnings,
+            reasons=scan.warnings + warnings,
             scan_probability=found.scan_probability,
             lesions=found.lesions,
             score_threshold=self._thresholds.score,
@@ -277,6 +302,21 @@ class Cascade:
             },
         )
         return labelmap, artery_mask, findings
+
+    def _artery(
+        self, scan: _Scan, part: CtVolume, embolus: Probability, artery: Probability | None
+    ) -> tuple[Mask, float | None, tuple[Reason, ...]]:
+        """The artery on the voxels of `part`, the median HU of its lumen, and what to warn of."""
+        if artery is None:
+            unknown = Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known")
+            return np.zeros(part.shape_zyx, dtype=bool), None, (unknown,)
+        lumen_hu = scan.hu[(artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)]
+        artery_ml = lumen_hu.size * self._spacing_mm**3 / 1000.0
+        artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
+        warnings = check_contrast(artery_ml, artery_hu, self._limits)
+        mask = scan.grid.restore(artery) > self._artery_threshold
+        smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
+        return cc3d.dust(mask, threshold=smallest, connectivity=26).astype(bool), artery_hu, warnings
 
     def _ready_2d(self, network: nn.Module) -> SliceNetwork:
         assert isinstance(network, SliceNetwork)

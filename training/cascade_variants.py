@@ -9,9 +9,14 @@ from training.ablation import ENSEMBLE, UNET_ALONE
 from training.case_record import FULL_CASCADE
 
 
-def cascade_variants(members: Sequence[str]) -> dict[str, CascadeOptions]:
-    """The variants of a package's cascade by name; `members` names the package's 2D networks."""
-    return {
+def cascade_variants(members: Sequence[str], *, second_pass: bool) -> dict[str, CascadeOptions]:
+    """The variants of a package's cascade by name.
+
+    Args:
+        members: names of the package's 2D networks.
+        second_pass: whether the package has a second pass.
+    """
+    variants = {
         FULL_CASCADE: CascadeOptions(),
         "without the lung ROI": CascadeOptions(lung_roi=False),
         **{UNET_ALONE.format(name): CascadeOptions(unets=(name,), aanet=False) for name in members},
@@ -21,3 +26,6 @@ def cascade_variants(members: Sequence[str]) -> dict[str, CascadeOptions]:
         "AANet alone": CascadeOptions(unets=()),
         "vessel mode": CascadeOptions(mode=Mode.VESSEL),
     }
+    if second_pass:
+        variants["without the second pass"] = CascadeOptions(second_pass=False)
+    return variants
