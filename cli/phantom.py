@@ -20,8 +20,9 @@ def phantom(
     matrix: Annotated[int, typer.Option(min=128, max=1024, help="Rows and columns.")] = 512,
 ) -> None:
     """Make a phantom CT pulmonary angiogram and the truth about it (truth.json, emboli.nii.gz, artery.nii.gz, ...)."""
-    from cli.phantom_files import write_ct_dicom, write_ct_nifti, write_truth
+    from cli.phantom_files import write_ct_dicom, write_truth
     from imaging.phantom import make_phantom
+    from services.dicom.ct_nifti_writer import write_ct_nifti
 
     in_plane_mm = FIELD_OF_VIEW_MM / matrix
     made = make_phantom(
@@ -34,5 +35,5 @@ def phantom(
     if dicom:
         write_ct_dicom(made, output / "ct", seed=seed)
     else:
-        write_ct_nifti(made, output / "ct.nii.gz")
+        write_ct_nifti(made.volume, output / "ct.nii.gz")
     typer.echo(f"{emboli} emboli in {slices} slices of {matrix} x {matrix}: {output}")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
 
 from imaging.phantom import Phantom
 from services.dicom.ct_series_writer import write_ct_series
-from services.dicom.label_nifti import affine_ras_of, nifti_of, save_nifti
+from services.dicom.label_nifti import nifti_of, save_nifti
 from services.dicom.uids import derive_uid
 
 
@@ -33,13 +32,6 @@ def write_truth(phantom: Phantom, directory: Path, *, seed: int) -> None:
         "emboli": [_embolus(phantom, label) for label in range(1, int(phantom.embolus_labelmap.max()) + 1)],
     }
     (directory / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
-
-
-def write_ct_nifti(phantom: Phantom, path: Path) -> None:
-    """HU as int16, axes (x, y, z)."""
-    image = Nifti1Image(phantom.volume.hu.transpose(2, 1, 0), affine_ras_of(phantom.volume.affine_lps))
-    image.header.set_xyzt_units("mm")
-    save_nifti(image, path)
 
 
 def write_ct_dicom(phantom: Phantom, directory: Path, *, seed: int) -> list[Path]:

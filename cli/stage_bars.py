@@ -15,6 +15,7 @@ STAGES = {
     "aanet": "3D network along the arteries",
     "fuse": "fusing, finding lesions",
     "write": "writing the results",
+    "convert": "reading, writing, comparing",
 }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from imaging.errors import ConfigurationError
 from imaging.windows import roi_input
-from training.phantoms import CasePhantom, acquire_phantom, on_working_grid
+from training.phantoms import acquire_phantom, on_working_grid
 from training.recipe import DataRecipe, Recipe
 
 LUNG, ARTERY, VEIN = 1, 2, 3
@@ -154,38 +155,58 @@ def make_cases(data: DataRecipe, specs: Sequence[CaseSpec], shard: int = 0, shar
         folder = data.folder / spec.name
         if folder.is_dir():
             continue
-        unfinished = folder.with_name(f".{spec.name}.{os.getpid()}")
-        unfinished.mkdir(parents=True)
-        try:
+        with written_whole(folder) as unfinished:
             phantom = on_working_grid(acquire_phantom(data, spec.seed, spec.anatomy, rich=True))
-            _write_case(unfinished, phantom, data, spec.seed)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # another shard was faster: the same seed makes the same case
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            anatomy = phantom.lung.astype(np.uint8) * LUNG
+            anatomy[phantom.vein] = VEIN
+            anatomy[phantom.artery] = ARTERY
+            write_case(unfinished, phantom.hu, phantom.lung, anatomy, phantom.embolus, data, spec.seed)
         print(f"{spec.name} {np.load(folder / 'hu.npy', mmap_mode='r').shape}", flush=True)
 
 
-def _write_case(folder: Path, phantom: CasePhantom, data: DataRecipe, seed: int) -> None:
-    lung_box = _box(phantom.lung, data.margin_mm)
-    anatomy = phantom.lung.astype(np.uint8) * LUNG
-    anatomy[phantom.vein] = VEIN
-    anatomy[phantom.artery] = ARTERY
-    anatomy = anatomy[lung_box]
-    embolus = phantom.embolus[lung_box]
-    hu = phantom.hu[lung_box]
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into, which becomes `folder` once all is written and vanishes if something fails."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was faster: the same input makes the same case
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_case(
+    folder: Path,
+    hu: NDArray[np.int16],
+    lung: NDArray[np.bool_],
+    anatomy: NDArray[np.uint8],
+    embolus: NDArray[np.uint8],
+    data: DataRecipe,
+    seed: int,
+    *,
+    vessels_known: bool = True,
+) -> None:
+    """Writes what `TrainingCase.open` reads of one scan, given on the 1 mm canonical grid, whole field of view.
+
+    `lung` holds both lungs, not empty; `anatomy` and `embolus` are as `TrainingCase` has them, `anatomy` without
+    UNKNOWN_VESSELS, which is added where not `vessels_known`.
+    """
+    lung_box = _box(lung, data.margin_mm)
+    slices, boxes = _roi_examples(hu, lung, data)
+    np.savez_compressed(folder / "roi.npz", slices=slices, boxes=boxes)
+    hu, anatomy, embolus = hu[lung_box], anatomy[lung_box], embolus[lung_box]
     np.save(folder / "hu.npy", hu)
-    np.save(folder / "anatomy.npy", anatomy)
+    np.save(folder / "anatomy.npy", anatomy if vessels_known else anatomy + np.uint8(UNKNOWN_VESSELS))
     np.save(folder / "embolus.npy", embolus)
     rng = np.random.default_rng(seed)
     np.savez(
         folder / "points.npz", embolus=_embolus_points(embolus, rng), other=_other_points(hu, anatomy, embolus, rng)
     )
-    slices, boxes = _roi_examples(phantom, data)
-    np.savez_compressed(folder / "roi.npz", slices=slices, boxes=boxes)
 
 
 def _box(mask: NDArray[np.bool_], margin_mm: float) -> tuple[slice, slice, slice]:
@@ -221,12 +242,14 @@ def _some(points: NDArray[np.intp], count: int, rng: np.random.Generator) -> NDA
     return points if len(points) <= count else points[rng.choice(len(points), count, replace=False)]
 
 
-def _roi_examples(phantom: CasePhantom, data: DataRecipe) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def _roi_examples(
+    hu: NDArray[np.int16], lung: NDArray[np.bool_], data: DataRecipe
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     slices, boxes = [], []
-    height, width = phantom.hu.shape[1:]
-    for z in range(0, phantom.hu.shape[0], max(1, round(data.roi_every_mm))):
-        slices.append(np.round(roi_input(phantom.hu[z], (data.roi_size, data.roi_size)) * 255).astype(np.uint8))
-        rows, columns = np.flatnonzero(phantom.lung[z].any(1)), np.flatnonzero(phantom.lung[z].any(0))
+    height, width = hu.shape[1:]
+    for z in range(0, hu.shape[0], max(1, round(data.roi_every_mm))):
+        slices.append(np.round(roi_input(hu[z], (data.roi_size, data.roi_size)) * 255).astype(np.uint8))
+        rows, columns = np.flatnonzero(lung[z].any(1)), np.flatnonzero(lung[z].any(0))
         if len(rows) < 2 or len(columns) < 2:
             boxes.append((0.0, 0.0, 0.0, 0.0))
             continue

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from imaging.errors import InputError
 from imaging.geometry import Box, WorkingGrid, to_canonical
 from imaging.phantom import Anatomy, Phantom, make_phantom
+from imaging.volume import CtVolume
 from training.recipe import DataRecipe
 
 WORKING_SPACING_MM = 1.0
@@ -73,18 +74,23 @@ def acquire_phantom(
 def on_working_grid(phantom: Phantom) -> CasePhantom:
     """A phantom on the 1 mm grid that the cascade works on, resampled as the cascade does it."""
     volume, _ = to_canonical(phantom.volume)
-    whole = WorkingGrid.over(volume, Box((0, 0, 0), volume.shape_zyx), WORKING_SPACING_MM)
+    whole = whole_working_grid(volume)
     return CasePhantom(
         hu=whole.resample(volume.hu),
-        lung=_nearest(phantom.lung, whole),
-        artery=_nearest(phantom.artery, whole),
-        vein=_nearest(phantom.vein, whole),
-        embolus=_nearest(phantom.embolus_labelmap.astype(np.uint8), whole),
+        lung=nearest_labels(phantom.lung, whole),
+        artery=nearest_labels(phantom.artery, whole),
+        vein=nearest_labels(phantom.vein, whole),
+        embolus=nearest_labels(phantom.embolus_labelmap.astype(np.uint8), whole),
     )
 
 
-def _nearest(labels: NDArray[Any], grid: WorkingGrid) -> NDArray[Any]:
-    """The label at each voxel centre of `grid`, which covers the whole phantom."""
+def whole_working_grid(volume: CtVolume) -> WorkingGrid:
+    """The 1 mm grid over all of a canonical volume."""
+    return WorkingGrid.over(volume, Box((0, 0, 0), volume.shape_zyx), WORKING_SPACING_MM)
+
+
+def nearest_labels(labels: NDArray[Any], grid: WorkingGrid) -> NDArray[Any]:
+    """The label at each voxel centre of `grid`, which covers the whole canonical volume that `labels` lie on."""
     index = []
     for count, target, spacing in zip(labels.shape, grid.shape_zyx, grid.source_spacing_zyx_mm, strict=True):
         position = (np.arange(target) + 0.5) * grid.spacing_mm / spacing - 0.5

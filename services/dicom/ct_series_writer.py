@@ -1,4 +1,4 @@
-"""A `CtVolume` as a DICOM CT series (PS3.3 A.3): phantoms become studies that any PACS takes.
+"""A `CtVolume` as a DICOM CT series (PS3.3 A.3): phantoms and NIfTI files become studies that any PACS takes.
 
 The same volume, identity and UIDs write the same bytes.
 """
@@ -34,6 +34,9 @@ def write_ct_series(
     accession_number: str = "",
     series_number: int = 1,
     protocol_name: str = "CTPA",
+    manufacturer_model_name: str = "Phantom",
+    kvp: str = "100",
+    body_part_examined: str = "CHEST",
     on_progress: OnProgress | None = None,
 ) -> list[Path]:
     """Write one file per slice, ``000001.dcm`` upwards in volume order, creating `directory`.
@@ -42,7 +45,8 @@ def write_ct_series(
         patient_name: as PN, e.g. ``Phantom^One``.
         study_instance_uid / series_instance_uid: derived from `patient_id` (and the series' number and description)
             where not given; SOP Instance UIDs are derived from the series' UID and the slice's number.
-        study_date / study_time: DA and TM of everything in the study.
+        study_date / study_time: DA and TM of everything in the study; these, `kvp` and `body_part_examined` are
+            empty where not known.
         on_progress: called with the fraction written.
 
     Returns:
@@ -65,7 +69,7 @@ def write_ct_series(
         "AccessionNumber": accession_number,
         "Modality": "CT",
         "Manufacturer": "Embolens",
-        "ManufacturerModelName": "Phantom",
+        "ManufacturerModelName": manufacturer_model_name,
         "ReferringPhysicianName": "",
         "StudyDescription": study_description,
         "SeriesDescription": series_description,
@@ -73,8 +77,8 @@ def write_ct_series(
         "PatientID": patient_id,
         "PatientBirthDate": "",
         "PatientSex": "O",
-        "BodyPartExamined": "CHEST",
-        "KVP": "100",
+        "BodyPartExamined": body_part_examined,
+        "KVP": kvp,
         "ProtocolName": protocol_name,
         "PatientPosition": "HFS",
         "StudyInstanceUID": study_uid,
@@ -86,6 +90,8 @@ def write_ct_series(
         "PositionReferenceIndicator": "",
         **_pixel_attributes(volume),
     }
+    if not body_part_examined:
+        common["Laterality"] = ""  # asked for unless the body part is known to be unpaired, PS3.3 C.7.3.1
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(volume.shape_zyx[0]):

@@ -31,16 +31,19 @@ def is_nifti(path: Path) -> bool:
     return by_content or path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def read_input(path: Path | Sequence[Path], *, on_progress: OnProgress | None = None) -> SourceSeries | SourceNifti:
+def read_input(
+    path: Path | Sequence[Path], *, on_progress: OnProgress | None = None, exact: bool = False
+) -> SourceSeries | SourceNifti:
     """Read one CT image. Both results are a `SourceImage`: `.volume`, `.reasons`, and what the writers need.
 
     Args:
         path: a folder, one file, or files. DICOM objects of other series (reports, earlier results, scouts of their
             own) are left out with a warning, provided exactly one CT series is there.
         on_progress: called with the fraction read.
+        exact: HU as they are stored; otherwise rounded, and -1024 where they are lower or padding.
 
     Raises:
-        InputError: not an image; nothing there.
+        InputError: not an image; nothing there; `exact`, and HU are not whole or do not fit 16 bits.
         NotAnalysable: several patients or CT series, no CT, or no regular stack.
     """
     files = _files(path)
@@ -49,8 +52,8 @@ def read_input(path: Path | Sequence[Path], *, on_progress: OnProgress | None = 
     if any(is_nifti(file) for file in files):
         if len(files) > 1:
             raise InputError(f"{len(files)} files with a NIfTI among them, one NIfTI is read at a time")
-        return read_nifti(files[0], on_progress=on_progress)
-    return _read_dicom(files, on_progress)
+        return read_nifti(files[0], on_progress=on_progress, exact=exact)
+    return _read_dicom(files, on_progress, exact=exact)
 
 
 def _files(path: Path | Sequence[Path]) -> list[Path]:
@@ -63,7 +66,7 @@ def _files(path: Path | Sequence[Path]) -> list[Path]:
     return [path]
 
 
-def _read_dicom(files: Sequence[Path], on_progress: OnProgress | None) -> SourceSeries:
+def _read_dicom(files: Sequence[Path], on_progress: OnProgress | None, *, exact: bool) -> SourceSeries:
     summary = inspect_headers(files)
     if len(summary.patient_ids) > 1:
         text = f"images of {len(summary.patient_ids)} patients, hand in one at a time"
@@ -72,8 +75,8 @@ def _read_dicom(files: Sequence[Path], on_progress: OnProgress | None) -> Source
         text = f"{len(summary.ct_series)} CT series, hand in one at a time"
         raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, text)])
     if not summary.ct_series or len(summary.series) == 1:
-        return read_series(files, on_progress=on_progress)
-    source = read_series(summary.ct_series[0].paths, on_progress=on_progress)
+        return read_series(files, on_progress=on_progress, exact=exact)
+    source = read_series(summary.ct_series[0].paths, on_progress=on_progress, exact=exact)
     ignored = len(files) - len(summary.ct_series[0].paths)
     warning = Reason(reason_codes.OTHER_OBJECTS_IGNORED, f"{ignored} objects of other series were ignored")
     return source.with_reasons(warning)

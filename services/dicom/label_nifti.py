@@ -42,6 +42,10 @@ def nifti_of(labels: NDArray[Any], affine_lps: Affine) -> Nifti1Image:
 
 
 def save_nifti(image: Nifti1Image, path: Path) -> None:
-    """Write ``.nii.gz`` without the time and name gzip would add."""
+    """Write ``.nii`` or, without the time and name gzip would add, ``.nii.gz``."""
+    if path.suffix == ".nii":
+        with path.open("wb") as file:
+            image.to_stream(file)
+        return
     with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
         image.to_stream(stream)

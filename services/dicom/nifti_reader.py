@@ -21,7 +21,7 @@ from imaging.errors import InputError, InputTooLarge, NotAnalysable, Reason
 from imaging.volume import CtVolume
 from services.dicom import reason_codes
 from services.dicom.label_nifti import DESCRIPTION, affine_lps_of, smallest_unsigned
-from services.dicom.pixel_reader import AIR_HU, INT16_MAX
+from services.dicom.pixel_reader import AIR_HU, INT16_MAX, exact_hu
 from services.dicom.source_image import MAX_VOXELS, OnProgress, digest_of
 from services.dicom.stack_geometry import MIN_SLICES
 
@@ -91,13 +91,18 @@ def check_nifti(path: Path) -> None:
         _read_to_end(stream, path)
 
 
-def read_nifti(path: Path, *, on_progress: OnProgress | None = None) -> SourceNifti:
+def read_nifti(path: Path, *, on_progress: OnProgress | None = None, exact: bool = False) -> SourceNifti:
     """Read a CT volume in HU from ``.nii`` or ``.nii.gz`` (told apart by content, not by name).
 
     scl_slope and scl_inter are applied, NaN and values below -1024 become -1024; sform comes before qform.
 
+    Args:
+        on_progress: called with the fraction of slices read.
+        exact: values below -1024 as they are.
+
     Raises:
-        InputError: no NIfTI-1 or -2 single file, truncated or damaged, not three-dimensional, not one number per voxel.
+        InputError: no NIfTI-1 or -2 single file, truncated or damaged, not three-dimensional, not one number per voxel;
+            `exact`, and HU are not whole, not numbers or do not fit 16 bits.
         InputTooLarge: more than 1e9 voxels, or data without end behind them.
         NotAnalysable: fewer than 3 slices along some axis; sheared axes.
     """
@@ -110,7 +115,11 @@ def read_nifti(path: Path, *, on_progress: OnProgress | None = None) -> SourceNi
         dtype = header.get_data_dtype()
         for k, plane in enumerate(hu):
             stored = np.frombuffer(_read_exactly(stream, plane.size * dtype.itemsize, path), dtype)
-            plane[:] = _to_hu(stored.reshape(plane.shape), slope, intercept)
+            stored = stored.reshape(plane.shape)
+            if exact:
+                plane[:] = exact_hu(stored, 1.0 if slope is None else slope, intercept or 0.0)
+            else:
+                plane[:] = _to_hu(stored, slope, intercept)
             if on_progress is not None:
                 on_progress((k + 1) / len(hu))
         _read_to_end(stream, path)

@@ -15,25 +15,30 @@ from pydicom.uid import (
     JPEGExtended12Bit,
 )
 
-from imaging.errors import NotAnalysable, Reason
+from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
 from services.dicom.headers import MALFORMED, integer, text
 from services.dicom.image_plane import ImagePlane
 
 # Air in a CT image; whatever lies below was never measured (circle outside the reconstruction, -2000 or -3024).
 AIR_HU = -1024
-INT16_MAX = 32767
+INT16_MIN, INT16_MAX = -32768, 32767
+WHOLE_WITHIN_HU = 1e-3
 # HU that tissue and contrast medium have: a padding value in this range is believed only where the corners carry it.
 TISSUE_HU = (-900.0, 3071.0)
 # 12-bit JPEG (PS3.5 A.4.1) is decoded by none of pydicom's plugins under a permissive licence; GDCM in SimpleITK can.
 DECODED_BY_SIMPLEITK = frozenset({JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
 
 
-def read_hu(plane: ImagePlane) -> NDArray[np.int16]:
+def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
     """HU of one plane, int16 (row, column): rescaled, padding and everything below -1024 set to -1024.
+
+    Args:
+        exact: padding and everything below -1024 as it is stored.
 
     Raises:
         NotAnalysable: `pixels.unreadable` where the pixel data cannot be decoded or has another size than announced.
+        InputError: `exact`, and HU are not whole or do not fit 16 bits.
         OSError: the file system refuses, which says nothing about the image.
     """
     try:
@@ -44,6 +49,8 @@ def read_hu(plane: ImagePlane) -> NDArray[np.int16]:
         raise _unreadable(plane, f"{type(error).__name__}: {error}") from error
     if stored.shape != (plane.rows, plane.columns):
         raise _unreadable(plane, f"decoded to {stored.shape}, announced {(plane.rows, plane.columns)}")
+    if exact:
+        return exact_hu(stored, slope, intercept)
     return to_hu(stored, slope, intercept, padding=_padding_range(plane.header))
 
 
@@ -91,6 +98,29 @@ def _padding_range(header: Dataset) -> tuple[float, float] | None:
     signed = integer(header, "PixelRepresentation") == 1
     values = [v - 65536 if signed and v > 32767 else v for v in (value, value if limit is None else limit)]
     return float(min(values)), float(max(values))
+
+
+def exact_hu(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[np.int16]:
+    """HU = stored * slope + intercept, which must be what int16 can hold, as every use of a CT after it does.
+
+    Raises:
+        InputError: a value is not whole, by more than a thousandth, or beyond 16 bits, or not a number.
+    """
+    hu = stored.astype(np.float64) * slope + intercept
+    whole = np.rint(hu)
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        is_whole = np.abs(hu - whole) <= WHOLE_WITHIN_HU
+    if not is_whole.all():
+        raise InputError(
+            f"{hu[~is_whole][0]} HU is not a whole number", code="input.hu_not_whole", remedy="have them rounded"
+        )
+    if whole.min() < INT16_MIN or whole.max() > INT16_MAX:
+        raise InputError(
+            f"HU from {whole.min():.0f} to {whole.max():.0f} do not fit 16 bits",
+            code="input.hu_beyond_16_bits",
+            remedy="have them rounded and limited, or correct slope and intercept of the file",
+        )
+    return np.asarray(whole, dtype=np.int16)
 
 
 def to_hu(

@@ -77,15 +77,17 @@ class SourceSeries:
         return digest_of(self.volume, self.study_instance_uid, self.series_instance_uid, *self.sop_instance_uids)
 
 
-def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None) -> SourceSeries:
+def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None, exact: bool = False) -> SourceSeries:
     """Read one CT series. Memory: the int16 volume plus a few slices.
 
     Args:
         paths: the files of one series, in any order; copies of an instance count once, a DICOMDIR is passed over.
         on_progress: called with the fraction of slices decoded.
+        exact: HU as they are stored, padding and values below -1024 among them.
 
     Raises:
-        InputError: a file is not DICOM, is malformed, or the series is impossibly large.
+        InputError: a file is not DICOM, is malformed, or the series is impossibly large; `exact`, and HU are not
+            whole or do not fit 16 bits.
         NotAnalysable: no regular CT stack; codes in `reason_codes`.
     """
     instances = [(path, header) for path in paths if not is_directory(header := read_header(path))]
@@ -94,7 +96,7 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None)
     # asked of the stack alone: a scout may have a frame of reference of its own
     _refuse_different_uids([plane.header for plane in planes], "FrameOfReferenceUID")
     planes, affine = arrange(planes)
-    hu = _decode(planes, on_progress)
+    hu = _decode(planes, on_progress, exact=exact)
     multi_frame = planes[0].frame_index is not None
     return SourceSeries(
         volume=CtVolume(hu, affine),
@@ -150,14 +152,14 @@ def _are_copies(planes: Sequence[ImagePlane], others: Sequence[ImagePlane]) -> b
     return [(p.rows, p.columns, place(p)) for p in planes] == [(p.rows, p.columns, place(p)) for p in others]
 
 
-def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None) -> Hu:
+def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None, *, exact: bool) -> Hu:
     shape = (len(planes), planes[0].rows, planes[0].columns)
     if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
         raise InputTooLarge(f"{shape[2]} x {shape[1]} x {shape[0]} voxels, at most {MAX_VOXELS:,} are read")
     hu = np.empty(shape, dtype=np.int16)
 
     def decode_into(index: int) -> None:
-        hu[index] = read_hu(planes[index])
+        hu[index] = read_hu(planes[index], exact=exact)
 
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as pool:
         futures = [pool.submit(decode_into, index) for index in range(len(planes))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +54,8 @@ def case_folder(tmp_path: Path) -> Path:
     return tmp_path / "cases"
 
 
-@pytest.fixture
-def tiny_recipe(tmp_path: Path) -> Path:
-    """A recipe of `train.py` whose networks are as narrow as they can be."""
+def write_tiny_recipe(path: Path, more: Mapping[str, str] | None = None) -> Path:
+    """A recipe of `train.py` whose networks are as narrow as they can be; `more`: text of the shipped one -> its own."""
     text = (Path(__file__).parents[2] / "training/recipes/phantoms.toml").read_text(encoding="utf-8")
     tables = {
         "patch_yx = [160, 160]": "patch_yx = [32, 32]",
@@ -69,12 +68,17 @@ def tiny_recipe(tmp_path: Path) -> Path:
         "test_cases = 2": "test_cases = 1",
         "validation_batches = 4": "validation_batches = 1",
     }
-    for shipped, tiny in tables.items():
+    for shipped, tiny in {**tables, **(more or {})}.items():
         assert shipped in text
         text = text.replace(shipped, tiny)
-    path = tmp_path / "tiny.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """`write_tiny_recipe` in this test's folder."""
+    return write_tiny_recipe(tmp_path / "tiny.toml")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.darknet.config import parse_cfg
-from models.darknet.detection import Detection, detect
+from models.darknet.detection import Detection, detect, detect_one_class_each
 from models.darknet.network import DarknetNetwork
 
 CFG = """\
@@ -77,6 +77,31 @@ def test_classes_do_not_suppress_each_other_and_the_best_comes_first() -> None:
     assert [detection.class_index for detection in both] == [1, 0]
 
 
+def found_once(boxes: list[tuple[int, int, int, float, float, float]], **thresholds: float) -> list[Detection]:
+    return detect_one_class_each(DarknetNetwork(parse_cfg(CFG)).eval(), image_with(boxes), **thresholds)[0]
+
+
+def test_by_objectness_a_box_counts_once_with_its_best_class() -> None:
+    (detection,) = found_once([(0, 1, 2, 0.9, 0.5, 0.8)])
+    assert (detection.class_index, detection.score) == (1, pytest.approx(0.72, abs=1e-4))
+
+
+def test_by_objectness_classes_suppress_each_other_in_the_order_of_objectness_not_of_score() -> None:
+    # One cell apart, 16-pixel boxes overlap by a third; the surer object is the less sure of its class.
+    neighbours = [(1, 1, 1, 0.9, 0.5, 0.0001), (1, 1, 2, 0.8, 0.0001, 0.9)]
+    assert [d.class_index for d in found_once(neighbours)] == [0, 1]
+    (kept,) = found_once(neighbours, iou_threshold=0.3)
+    assert kept.class_index == 0
+
+
+def test_by_objectness_a_box_without_a_class_still_suppresses() -> None:
+    """As in darknet, where scores up to the threshold become 0 and the box stays."""
+    neighbours = [(1, 1, 1, 0.9, 0.2, 0.0001), (1, 1, 2, 0.8, 0.0001, 0.9)]
+    assert found_once(neighbours, iou_threshold=0.3) == []
+    assert len(found_once(neighbours)) == 1
+
+
 def test_empty_images_give_empty_lists() -> None:
     network = DarknetNetwork(parse_cfg(CFG)).eval()
     assert detect(network, image_with([]).repeat(3, 1, 1, 1)) == [[], [], []]
+    assert detect_one_class_each(network, image_with([]).repeat(3, 1, 1, 1)) == [[], [], []]
