@@ -6,13 +6,19 @@ import sys
 
 import typer
 
+from cli.convert import convert
 from cli.demo import demo
 from cli.evaluate import evaluate
 from cli.exit_codes import exit_code_of, explain
 from cli.health import health
+from cli.import_cases import import_cases
+from cli.insert import insert
+from cli.models import models
+from cli.package import package
 from cli.phantom import phantom
 from cli.segment import segment
 from cli.serve import serve
+from cli.train import train
 from imaging.errors import EmbolensError
 
 app = typer.Typer(
@@ -29,6 +35,12 @@ app.command()(phantom)
 app.command()(demo)
 app.command()(health)
 app.command()(evaluate)
+app.command()(import_cases)
+app.command()(convert)
+app.command()(insert)
+app.command()(train)
+app.command()(package)
+app.add_typer(models, name="models")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def segment(
         float | None, typer.Option(min=0.0, max=1.0, help="List candidates down to this score; default: the package's.")
     ] = None,
     package: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Model package; default: the one shipped.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="Model package; default: the one in use.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -49,14 +49,15 @@ def _segment(path: Path, output: Path, min_score: float | None, package: Path | 
     from services.dicom.input_reader import read_input
     from services.dicom.result_files import write_results
     from services.ingest.upload import inspect_upload
+    from services.settings import settings
 
     with StageBars() as bars:
-        with _files_of(path) as files:
+        with files_of(path) as files:
             contents = inspect_upload(files)
             source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
 
-        cascade = Cascade.load(package, device=device)
+        cascade = Cascade.load(package or settings().resolved_package_dir, device=device)
         result = cascade.segment(source.volume, on_progress=bars, min_score=min_score)
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)
@@ -68,7 +69,7 @@ def _segment(path: Path, output: Path, min_score: float | None, package: Path | 
 
 
 @contextmanager
-def _files_of(path: Path) -> Iterator[list[Path]]:
+def files_of(path: Path) -> Iterator[list[Path]]:
     """The files in a folder or zip, or the one file; what was unpacked is gone afterwards."""
     from tempfile import TemporaryDirectory
 

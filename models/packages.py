@@ -24,6 +24,7 @@ Nothing in a package is ever unpickled, and nothing is loaded whose digest does 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import tomllib
@@ -38,7 +39,7 @@ from torch import nn
 from imaging.errors import ConfigurationError
 from models.darknet.network import DarknetNetwork
 from models.darknet.weights import write_weights
-from models.network_spec import NetworkSpec, build_network, darknet_config, load_weights
+from models.network_spec import DARKNET, NetworkSpec, build_network, darknet_config, load_weights
 
 __all__ = [
     "MANIFEST",
@@ -49,6 +50,7 @@ __all__ = [
     "load_network",
     "load_package",
     "load_weights",
+    "shipped_folder",
     "write_package",
 ]
 
@@ -63,6 +65,7 @@ class ModelPackage:
         settings: every table of `package.toml` but files and networks.
         sha256: hex SHA-256 over the sorted digests of all files, `package.toml` included: a threshold changed is
             another package.
+        files: every file but `package.toml`, with its SHA-256.
     """
 
     name: str
@@ -71,6 +74,17 @@ class ModelPackage:
     settings: Mapping[str, Any]
     sha256: str
     networks: Mapping[str, NetworkSpec]
+    files: Mapping[str, str]
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether fusion and thresholds were fitted for the networks in it; see `models/package_import.py`."""
+        return bool(self.settings.get("imported", {}).get("fitted", True))
+
+
+def shipped_folder() -> Path:
+    """Where the packages lie that ship with the product."""
+    return Path(__file__).parent / "weights"
 
 
 def default_package_directory() -> Path:
@@ -79,7 +93,7 @@ def default_package_directory() -> Path:
     Raises:
         ConfigurationError: none ships with this installation.
     """
-    shipped = Path(__file__).parent / "weights"
+    shipped = shipped_folder()
     directories = [path.parent for path in shipped.glob(f"*/{MANIFEST}")]
     if not directories:
         raise ConfigurationError(
@@ -117,6 +131,7 @@ def load_package(directory: Path) -> ModelPackage:
         settings={key: value for key, value in content.items() if key not in _OWN_KEYS},
         sha256=hashlib.sha256("\n".join(sorted(digests)).encode("ascii")).hexdigest(),
         networks=networks,
+        files=files,
     )
 
 
@@ -139,14 +154,15 @@ def write_package(
     *,
     name: str,
     version: str,
-    networks: Mapping[str, tuple[NetworkSpec, nn.Module]],
+    networks: Mapping[str, tuple[NetworkSpec, nn.Module | None]],
     settings: Mapping[str, Mapping[str, Any]],
     extra_files: Mapping[str, str] | None = None,
 ) -> ModelPackage:
     """Writes weights, cfg files and `package.toml`, and loads the package back.
 
     Args:
-        networks: by name: how to build it (of `spec.file` only the file's name is used) and the trained module.
+        networks: by name: how to build it and the trained module, of `spec.file` only the file's name is used;
+            None: `spec.file` is copied as it is.
         settings: the tables of `package.toml` the cascade reads.
         extra_files: file name -> text of further files to ship and verify (a model card).
     """
@@ -155,17 +171,14 @@ def write_package(
     tables: dict[str, Any] = {}
     for network_name, (spec, module) in networks.items():
         table: dict[str, Any] = {"kind": spec.kind, "file": spec.file.name}
-        if isinstance(module, DarknetNetwork):
+        if spec.kind == DARKNET:
             config = darknet_config(spec)
-            if config.parent.resolve() != directory.resolve():
-                shutil.copyfile(config, directory / config.name)
+            _copy(config, directory)
             table["config"] = config.name
             written.append(config.name)
-            write_weights(directory / spec.file.name, module)
         else:
             table["parameters"] = dict(spec.parameters)
-            tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-            (directory / spec.file.name).write_bytes(save(tensors))  # readable by whom the folder lets in
+        _write_weights(directory, spec, module)
         written.append(spec.file.name)
         tables[network_name] = table
     for file_name, text in (extra_files or {}).items():
@@ -180,6 +193,22 @@ def write_package(
     }
     (directory / MANIFEST).write_text("\n".join(_toml_lines(content, ())) + "\n", encoding="utf-8")
     return load_package(directory)
+
+
+def _write_weights(directory: Path, spec: NetworkSpec, module: nn.Module | None) -> None:
+    file = directory / spec.file.name
+    if module is None:
+        _copy(spec.file, directory)
+    elif isinstance(module, DarknetNetwork):
+        write_weights(file, module)
+    else:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        file.write_bytes(save(tensors))  # readable by whom the folder lets in
+
+
+def _copy(file: Path, directory: Path) -> None:
+    if file.parent.resolve() != directory.resolve():
+        shutil.copyfile(file, directory / file.name)
 
 
 _OWN_KEYS = frozenset({"name", "version", "files", "networks"})
@@ -270,8 +299,7 @@ def _toml_value(value: object) -> str:
         case int() | float():
             return repr(value)
         case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-            return f'"{escaped}"'
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's
         case list() | tuple():
             return "[" + ", ".join(_toml_value(item) for item in value) + "]"
         case _:

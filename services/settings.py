@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.chosen_package import chosen_package
+
 _DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 GIB = 1024**3
 
@@ -15,12 +17,14 @@ GIB = 1024**3
 class Settings(BaseSettings):
     """One field, one variable: `data_dir` is `EMBOLENS_DATA_DIR`. Durations are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="EMBOLENS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="EMBOLENS_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     data_dir: Path = Field(Path(".embolens"), description="Studies, results and the default database")
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite (WAL) in the data directory")
     redis_url: str = Field("", description="Broker; empty: `embolens serve` starts an embedded Redis")
-    package_dir: Path | None = Field(None, description="Model package; empty: the one shipped in models/weights")
+    package_dir: Path | None = Field(
+        None, description="Model package; empty: what `embolens models use` chose, else the one shipped"
+    )
 
     gateway_host: str = Field("127.0.0.1", description="Address the gateway binds to")
     gateway_port: int = Field(8000, description="Port of the gateway; 0: chosen by the system")
@@ -50,6 +54,16 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'embolens.sqlite'}"
+
+    @property
+    def packages_folder(self) -> Path:
+        """Where model packages of this site lie, beside those that are shipped."""
+        return self.data_dir / "packages"
+
+    @property
+    def resolved_package_dir(self) -> Path | None:
+        """The model package to load; None: the shipped one. Raises ConfigurationError where the chosen one is gone."""
+        return self.package_dir or chosen_package(self.data_dir)
 
 
 @lru_cache(maxsize=1)

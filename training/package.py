@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from imaging.errors import ConfigurationError
 from models.cascade import Cascade
 from models.network_spec import NetworkSpec, build_network
 from models.packages import write_package
@@ -61,9 +62,21 @@ def _trained(recipe: Recipe, save_folder: Path) -> dict[str, tuple[NetworkSpec, 
     for name, network_recipe in recipe.networks.items():
         spec = network_spec(network_recipe)
         network = build_network(spec)
-        network.load_state_dict(load_file(save_folder / recipe.name / name / "weights.safetensors"))
+        network.load_state_dict(_weights(save_folder / recipe.name / name / "weights.safetensors", name, recipe))
         networks[name] = (spec, network if spec.config else network.half())
     return networks
+
+
+def _weights(file: Path, name: str, recipe: Recipe) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_file(file)
+    except OSError as error:
+        raise ConfigurationError(
+            f"network {name} of {recipe.path} has no weights: {file}: {error.strerror or error}",
+            code="training.weights",
+            remedy=f"embolens train --recipe {recipe.path} --network {name}",
+        ) from error
+    return weights
 
 
 def _write(

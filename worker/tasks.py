@@ -66,6 +66,8 @@ def load_cascade(settings: Settings) -> Segmenter:
     """The networks of the configured model package. Raises ConfigurationError when the package is damaged."""
     from models.cascade import Cascade  # torch must not be there before the pool has forked
 
-    cascade = Cascade.load(settings.package_dir, device=settings.worker_device, threads=settings.worker_threads)
+    cascade = Cascade.load(
+        settings.resolved_package_dir, device=settings.worker_device, threads=settings.worker_threads
+    )
     log.info("model package %s %s on %s", cascade.package.name, cascade.package.version, cascade.device)
     return cascade

@@ -39,7 +39,10 @@ def test_the_command_line_loads_what_is_heavy_only_when_it_needs_it() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["serve", "segment", "phantom", "demo", "health"])
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "segment", "phantom", "demo", "health", "import-cases", "convert", "models", "train", "package"],
+)
 def test_every_command_explains_itself(command: str, embolens: Embolens) -> None:
     assert embolens(command, "--help").returncode == ExitCode.DONE
 

@@ -55,7 +55,7 @@ def case_folder(tmp_path: Path) -> Path:
 
 
 def write_tiny_recipe(path: Path, more: Mapping[str, str] | None = None) -> Path:
-    """A recipe of `train.py` whose networks are as narrow as they can be; `more`: text of the shipped one -> its own."""
+    """A recipe of `train.py` with networks as narrow as they can be; `more`: text of the shipped one -> its own."""
     text = (Path(__file__).parents[2] / "training/recipes/phantoms.toml").read_text(encoding="utf-8")
     tables = {
         "patch_yx = [160, 160]": "patch_yx = [32, 32]",
