@@ -9,7 +9,7 @@ from typing import Any
 
 from imaging.errors import Reason
 
-RESEARCH_USE_ONLY = "Research use only. Networks trained on synthetic phantoms. Not for diagnosis."
+RESEARCH_USE_ONLY = "Research use only. Networks trained on synthetic emboli. Not for diagnosis."
 
 
 class Outcome(StrEnum):

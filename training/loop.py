@@ -197,7 +197,9 @@ def _add(sums: dict[str, float], counts: Mapping[str, float]) -> None:
 
 def _config(recipe: NetworkRecipe) -> dict[str, Any]:
     """The recipe as plain containers, so that a checkpoint loads without running code (`weights_only`)."""
-    return {**asdict(recipe), "config": str(recipe.config)}
+    fields = {**asdict(recipe), "config": str(recipe.config)}
+    fields.pop("texture")  # what may come afterwards
+    return fields
 
 
 class _Log:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from imaging.findings import RESEARCH_USE_ONLY
-from training.recipe import Recipe
+from training.recipe import DataRecipe, Recipe
 
 
 def model_card(
@@ -26,8 +26,8 @@ def model_card(
         [
             f"# {recipe.name}, version {recipe.version}",
             "",
-            f"**{RESEARCH_USE_ONLY}** No network here has ever seen a patient's images in training. The figures below",
-            "are about phantoms: they say nothing about sensitivity or specificity in patients.",
+            f"**{RESEARCH_USE_ONLY}** {_patients(data)}",
+            "The figures below are about phantoms: they say nothing about sensitivity or specificity in patients.",
             "",
             "## What it is",
             "",
@@ -44,14 +44,16 @@ def model_card(
             "",
             "    python -m training.cases --recipe training/recipes/" + recipe.path.name + " --anatomies DIR",
             "    python -m training.train --recipe training/recipes/" + recipe.path.name + " --anatomies DIR",
+            *_texture_commands(recipe),
             "    python -m training.package --recipe training/recipes/"
             + recipe.path.name
             + f" --anatomies DIR --output models/weights/{recipe.name}",
             "",
             "The real anatomies are the CAD-PE artery, vein and lung masks published with AANet (Guo et al., MICCAI",
-            "2022); only shapes were used, every HU value is synthetic. Shipped weights are moving averages.",
-            "Fusion weights come from a logistic regression on the validation phantoms; the thresholds too:",
+            "2022); only their shapes were used. Shipped weights are moving averages. The weights of the 2D networks",
+            "and of the fusion come from a logistic regression on the validation phantoms; the thresholds too:",
             "",
+            f"    ensemble   {dict(settings['ensemble'])}",
             f"    fusion     {dict(settings['fusion'])}",
             f"    thresholds {dict(settings['thresholds'])}",
             "",
@@ -73,6 +75,25 @@ def model_card(
             "",
         ]
     )
+
+
+def _patients(data: DataRecipe) -> str:
+    if not data.texture_scans:
+        return "No network here has ever seen a patient's images in training."
+    return (
+        f"Of patients, the networks saw {len(data.texture_scans)} public CT without a known embolus "
+        f"({', '.join(data.texture_scans)}), into which emboli were inserted; no embolus of a patient."
+    )
+
+
+def _texture_commands(recipe: Recipe) -> list[str]:
+    if not recipe.data.texture_scans:
+        return []
+    name = f"training/recipes/{recipe.path.name}"
+    return [
+        f"    python -m training.texture_cases --recipe {name} --real DIR",
+        f"    python -m training.texture --recipe {name} --anatomies DIR",
+    ]
 
 
 def _found_of_inserted(size: str, figures: Mapping[str, Any]) -> str:

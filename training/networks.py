@@ -66,7 +66,6 @@ def make_task(recipe: NetworkRecipe, train: Sequence[TrainingCase], validation: 
     if recipe.kind == DARKNET:
         return _detection_task(recipe, network, train, validation)
     loss = _loss(recipe)
-    sources = _sources(recipe, CropOptions.of(recipe.options))
     if recipe.kind != VOLUME_KIND:
         network = _expecting_little(network)
     held_out = _sources(recipe, PLAIN)(validation, VALIDATION_SEED)
@@ -77,7 +76,15 @@ def make_task(recipe: NetworkRecipe, train: Sequence[TrainingCase], validation: 
     def validate(network: nn.Module) -> Mapping[str, float]:
         return {**on_crops(network), **(scan_scores(network, recipe, scans) if scans else {})}
 
-    return TrainingTask(network, sources(train, recipe.batch_seed), loss, validate, (voxel_counts, voxel_rates))
+    source = batch_source(recipe, train, recipe.batch_seed)
+    return TrainingTask(network, source, loss, validate, (voxel_counts, voxel_rates))
+
+
+def batch_source(recipe: NetworkRecipe, cases: Sequence[TrainingCase], seed: int) -> BatchSource:
+    """Batches to train the network on, as its recipe draws them from `cases`."""
+    if recipe.kind == DARKNET:
+        return RoiSource(cases, recipe.batch, seed)
+    return _sources(recipe, CropOptions.of(recipe.options))(cases, seed)
 
 
 def _detection_task(
@@ -85,7 +92,7 @@ def _detection_task(
 ) -> TrainingTask:
     held_out = RoiSource(validation, recipe.batch, VALIDATION_SEED)
     batches = [held_out.batch(step) for step in range(recipe.validation_batches)]
-    source = RoiSource(train, recipe.batch, recipe.batch_seed)
+    source = batch_source(recipe, train, recipe.batch_seed)
     return TrainingTask(network, source, detection_loss, box_scores(batches))
 
 

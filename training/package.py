@@ -26,6 +26,7 @@ from training.evaluate import evaluate
 from training.model_card import model_card
 from training.networks import network_spec
 from training.recipe import Recipe
+from training.texture import FOLDER as TEXTURE_FOLDER
 from training.train import SAVE_FOLDER
 
 
@@ -62,7 +63,8 @@ def _trained(recipe: Recipe, save_folder: Path) -> dict[str, tuple[NetworkSpec, 
     for name, network_recipe in recipe.networks.items():
         spec = network_spec(network_recipe)
         network = build_network(spec)
-        network.load_state_dict(_weights(save_folder / recipe.name / name / "weights.safetensors", name, recipe))
+        last = save_folder / recipe.name / name / (TEXTURE_FOLDER if network_recipe.texture else "")
+        network.load_state_dict(_weights(last / "weights.safetensors", name, recipe))
         networks[name] = (spec, network if spec.config else network.half())
     return networks
 

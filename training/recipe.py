@@ -34,6 +34,22 @@ class DataRecipe:
     roi_size: int
     margin_mm: float
     test_cases: int = 0  # with seeds from test_seed on, segmented whole after the training
+    texture_folder: Path | None = None  # of training cases made of real CT
+    texture_scans: tuple[str, ...] = ()  # real CT that training cases are made of
+    texture_variants: int = 3  # cases made of each, with other emboli in each
+
+
+@dataclass(frozen=True, slots=True)
+class TextureRecipe:
+    """A second, shorter training on phantoms and real CT together; see training/texture.py.
+
+    Attributes:
+        share: of a batch's crops that are from real CT.
+    """
+
+    steps: int
+    learning_rate: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,7 @@ class NetworkRecipe:
             the batch forms it over each part.
         precision: "bf16" (autocast) or "fp32".
         validation_scans: whole scans segmented at each validation; 0: crops only.
+        texture: what comes after the training on phantoms; None: nothing.
     """
 
     name: str
@@ -77,6 +94,7 @@ class NetworkRecipe:
     accumulate: int = 1
     precision: str = "bf16"
     validation_scans: int = 0
+    texture: TextureRecipe | None = None
 
     def __post_init__(self) -> None:
         for key, value, allowed in (("average", self.average, AVERAGES), ("precision", self.precision, PRECISIONS)):
@@ -128,7 +146,11 @@ class Recipe:
                 name=tables["name"],
                 version=tables["version"],
                 seed=tables["seed"],
-                data=DataRecipe(folder=Path(data.pop("folder")), **data),
+                data=DataRecipe(
+                    folder=Path(data.pop("folder")),
+                    texture_folder=Path(data.pop("texture_folder")) if "texture_folder" in data else None,
+                    **data,
+                ),
                 networks={
                     name: _network(name, tables)
                     for name, table in tables.items()
@@ -153,7 +175,7 @@ _OPTIONAL = ("loss", "average", "swa_share", "accumulate", "precision", "validat
 
 def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:
     table = {**tables["loop"], **tables[name]}
-    config = table.pop("config", None)
+    config, texture = table.pop("config", None), table.pop("texture", None)
     return NetworkRecipe(
         name=name,
         kind=table.pop("kind"),
@@ -161,5 +183,6 @@ def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:
         config=None if config is None else Path(config),
         **{key: table.pop(key) for key in _SCHEDULE},
         **{key: table.pop(key) for key in _OPTIONAL if key in table},
+        texture=None if texture is None else TextureRecipe(**texture),
         options=table,
     )

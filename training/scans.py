@@ -53,14 +53,18 @@ class CaseScore:
 def segment_case(network: nn.Module, recipe: NetworkRecipe, case: TrainingCase) -> CaseSegmentation:
     """Emboli and artery at probability 0.5, by `network` alone and in eval mode."""
     hu = np.asarray(case.hu)
-    probability = _volume(network, recipe, hu) if isinstance(network, AANet) else _slices(network, recipe, hu)
+    probability = (
+        volume_probabilities(network, recipe, hu) if isinstance(network, AANet) else _slices(network, recipe, hu)
+    )
     mask = probability[0] >= THRESHOLD
     large = cc3d.dust(mask, threshold=SMALLEST_LESION_MM3, connectivity=26)
     pieces = cc3d.connected_components(large, connectivity=26, out_dtype=np.uint32).astype(np.uint32, copy=False)
     return CaseSegmentation(pieces, probability[1] >= THRESHOLD if len(probability) > 1 else None)
 
 
-def _volume(network: nn.Module, recipe: NetworkRecipe, hu: NDArray[np.int16]) -> NDArray[np.float32]:
+@torch.inference_mode()
+def volume_probabilities(network: nn.Module, recipe: NetworkRecipe, hu: NDArray[np.int16]) -> NDArray[np.float32]:
+    """AANet's answers (targets, z, y, x): embolus, artery and, where it has that head, vein."""
     device = next(network.parameters()).device
 
     def predict(windows: Tensor) -> Tensor:

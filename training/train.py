@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -166,7 +166,7 @@ def train_network(
     )
     file = folder / "weights.safetensors"
     if place.is_first:
-        _save(weights, file)
+        save_weights(weights, file)
         if split.test:
             task.network.load_state_dict(weights)
             if recipe.kind == DARKNET:
@@ -190,7 +190,8 @@ def varied_for(recipe: NetworkRecipe, cases: int) -> NetworkRecipe:
     )
 
 
-def _save(weights: dict[str, Tensor], file: Path) -> None:
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Whole or not at all."""
     unfinished = file.with_suffix(".tmp")
     save_file({key: value.cpu().contiguous() for key, value in weights.items()}, unfinished)
     unfinished.replace(file)
