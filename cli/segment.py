@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from models.cascade_options import CascadeOptions, Mode
+
 if TYPE_CHECKING:
     from services.dicom.identity import ResultIdentity
     from services.dicom.source_image import SourceImage
@@ -27,6 +29,9 @@ def segment(
     package: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Model package; default: the one in use.")
     ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="volume: all networks; vessel: the 3D network along the vessels of the lungs alone.")
+    ] = Mode.VOLUME,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Find emboli in one CT pulmonary angiogram. Exit code 3: the input is not analysable."""
@@ -34,7 +39,7 @@ def segment(
 
     output.mkdir(parents=True, exist_ok=True)
     try:
-        findings = _segment(path, output, min_score, package, device)
+        findings = _segment(path, output, min_score, package, mode, device)
     except NotAnalysable as refusal:
         _write_not_analysable(output, refusal.reasons)
         raise
@@ -44,7 +49,9 @@ def segment(
     _print_table(findings, output)
 
 
-def _segment(path: Path, output: Path, min_score: float | None, package: Path | None, device: str) -> dict[str, Any]:
+def _segment(
+    path: Path, output: Path, min_score: float | None, package: Path | None, mode: Mode, device: str
+) -> dict[str, Any]:
     from cli.stage_bars import StageBars
     from services.dicom.input_reader import read_input
     from services.dicom.result_files import write_results
@@ -57,12 +64,13 @@ def _segment(path: Path, output: Path, min_score: float | None, package: Path | 
             source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
 
-        cascade = Cascade.load(package or settings().resolved_package_dir, device=device)
+        chosen = package or settings().resolved_package_dir
+        cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=mode))
         result = cascade.segment(source.volume, on_progress=bars, min_score=min_score)
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)
         _remove_earlier_result(output)
-        written = write_results(source, result, output, _identity(cascade.package, source, min_score))
+        written = write_results(source, result, output, _identity(cascade.package, source, min_score, mode))
         bars("write", 1.0)
     findings: dict[str, Any] = written.findings.to_dict()
     return findings
@@ -87,10 +95,10 @@ def files_of(path: Path) -> Iterator[list[Path]]:
         yield [path]
 
 
-def _identity(package: Any, source: SourceImage, min_score: float | None) -> ResultIdentity:
+def _identity(package: Any, source: SourceImage, min_score: float | None, mode: Mode) -> ResultIdentity:
     from worker.result_identity import identify_result
 
-    return identify_result(package, source.content_digest(), min_score=min_score)
+    return identify_result(package, source.content_digest(), min_score=min_score, mode=mode.value)
 
 
 def _write_not_analysable(output: Path, reasons: Any) -> None:

@@ -162,7 +162,7 @@ class Recipe:
             )
         except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
             raise ConfigurationError(
-                f"recipe {path}: {error!r}", code="training.recipe", remedy="see training/recipes/phantom-v1.toml"
+                f"recipe {path}: {error!r}", code="training.recipe", remedy="see training/recipes/phantom-v2.toml"
             ) from error
 
 

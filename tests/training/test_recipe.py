@@ -6,17 +6,19 @@ import pytest
 
 from imaging.errors import ConfigurationError
 from training.cases import held_out_specs, training_specs
-from training.recipe import Recipe
+from training.recipe import Recipe, TextureRecipe
 
-RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v1.toml"
+RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v2.toml"
 
 
 def test_the_shipped_recipe_reads_and_describes_every_network() -> None:
     recipe = Recipe.read(RECIPE)
     assert set(recipe.networks) == {"roi", "unet3tiny", "attention_unet", "aanet"}
     assert recipe.networks["aanet"].parameters["stem"] == 8
-    assert recipe.networks["aanet"].warmup_steps == 60
+    assert recipe.networks["aanet"].warmup_steps == 100
     assert "patch_zyx" in recipe.networks["aanet"].options
+    assert recipe.networks["aanet"].texture == TextureRecipe(600, 5e-4, 0.5)
+    assert recipe.networks["roi"].texture is None
 
 
 @pytest.mark.parametrize("text", ["name = 'x'", "name = ", "name = 'x'\n[data]\ncolour = 'red'"])
