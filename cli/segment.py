@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-
-from models.cascade_options import CascadeOptions, Mode
 
 if TYPE_CHECKING:
     from services.dicom.identity import ResultIdentity
@@ -30,8 +28,9 @@ def segment(
         Path | None, typer.Option(exists=True, file_okay=False, help="Model package; default: the one in use.")
     ] = None,
     mode: Annotated[
-        Mode, typer.Option(help="volume: all networks; vessel: the 3D network along the vessels of the lungs alone.")
-    ] = Mode.VOLUME,
+        Literal["volume", "vessel"],
+        typer.Option(help="volume: all networks; vessel: the 3D network along the vessels of the lungs alone."),
+    ] = "volume",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Find emboli in one CT pulmonary angiogram. Exit code 3: the input is not analysable."""
@@ -50,7 +49,7 @@ def segment(
 
 
 def _segment(
-    path: Path, output: Path, min_score: float | None, package: Path | None, mode: Mode, device: str
+    path: Path, output: Path, min_score: float | None, package: Path | None, mode: str, device: str
 ) -> dict[str, Any]:
     from cli.stage_bars import StageBars
     from services.dicom.input_reader import read_input
@@ -63,9 +62,10 @@ def _segment(
             contents = inspect_upload(files)
             source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
+        from models.cascade_options import CascadeOptions, Mode
 
         chosen = package or settings().resolved_package_dir
-        cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=mode))
+        cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=Mode(mode)))
         result = cascade.segment(source.volume, on_progress=bars, min_score=min_score)
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)
@@ -95,10 +95,10 @@ def files_of(path: Path) -> Iterator[list[Path]]:
         yield [path]
 
 
-def _identity(package: Any, source: SourceImage, min_score: float | None, mode: Mode) -> ResultIdentity:
+def _identity(package: Any, source: SourceImage, min_score: float | None, mode: str) -> ResultIdentity:
     from worker.result_identity import identify_result
 
-    return identify_result(package, source.content_digest(), min_score=min_score, mode=mode.value)
+    return identify_result(package, source.content_digest(), min_score=min_score, mode=mode)
 
 
 def _write_not_analysable(output: Path, reasons: Any) -> None:

@@ -114,8 +114,20 @@ def test_every_package_the_images_import_is_copied_into_them(stages: dict[str, s
 
 
 def test_gateway_listener_and_relay_import_nothing_beyond_their_lock_file() -> None:
-    """Imports, in a fresh interpreter that has no package of the worker's."""
-    forbidden = ("torch", "safetensors", "highdicom", "SimpleITK", "gdcm", "pylibjpeg", "jpeg_ls", "skimage", "cv2")
+    """Imports, in a fresh interpreter that has no package of the worker's, and none of ours that only its image holds."""
+    ours = ("models", "worker", "training")
+    forbidden = (
+        *ours,
+        "torch",
+        "safetensors",
+        "highdicom",
+        "SimpleITK",
+        "gdcm",
+        "pylibjpeg",
+        "jpeg_ls",
+        "skimage",
+        "cv2",
+    )
     program = f"""
 import sys
 class Missing:
@@ -123,6 +135,6 @@ class Missing:
         if name.split(".")[0] in {forbidden!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
-import api.server, services.ingest.listener, services.delivery.relay, cli.health, cli.serve, cli.supervisor
+import api.server, services.ingest.listener, services.delivery.relay, cli.app, cli.supervisor
 """
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=60)
