@@ -26,6 +26,7 @@ from training.markdown import UNKNOWN, table, with_interval
 ENSEMBLE = "UNets together, learnt weights"
 UNET_ALONE = "UNet {} alone"
 _RATES = (1.0, 2.0)
+FEWEST_FOR_A_VERDICT = 10  # scans; an interval over fewer says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ def _ensemble_lines(variants: Mapping[str, Sequence[CaseRecord]]) -> list[str]:
     better = max(means, key=lambda name: means[name])
     gain = differences(together, members[better])[2]
     verdict = "is borne out" if gain.low >= 0.08 else "is not borne out" if gain.high < 0.08 else "is left open"
+    if len(together) < FEWEST_FOR_A_VERDICT:
+        verdict = f"is left open by {len(together)} phantoms"
     return [
         "",
         "Gain of the two UNets together over each alone, without AANet:",

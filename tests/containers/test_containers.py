@@ -114,7 +114,7 @@ def test_every_package_the_images_import_is_copied_into_them(stages: dict[str, s
 
 
 def test_gateway_listener_and_relay_import_nothing_beyond_their_lock_file() -> None:
-    """Imports, in a fresh interpreter that has no package of the worker's, and none of ours that only its image holds."""
+    """Imports, in a fresh interpreter that has no package of the worker's image, neither foreign nor ours."""
     ours = ("models", "worker", "training")
     forbidden = (
         *ours,

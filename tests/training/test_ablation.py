@@ -49,6 +49,12 @@ def test_the_claim_of_eight_percent_is_answered_by_the_better_of_the_two(
     assert f"{(together - 12) / 20:+.3f}" in text
 
 
+def test_a_few_scans_settle_no_claim(tmp_path: Path) -> None:
+    variants = (("full cascade", 4), (UNET_ALONE.format("tiny"), 0), (ENSEMBLE, 4))
+    records = [record for name, found in variants for record in _scans(name, found, 4)]
+    assert "0.08 is left open by 4 phantoms." in "\n".join(ablation_section(records, tmp_path))
+
+
 def test_variants_are_compared_on_the_scans_that_all_of_them_have(tmp_path: Path) -> None:
     records = [*_scans("full cascade", 10, 20), *_scans("AANet alone", 4, 8)]
     text = "\n".join(ablation_section(records, tmp_path))
