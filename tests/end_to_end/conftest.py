@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from models.packages import default_package_directory
 from services.embedded_redis import free_port
 from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CANDIDATE_SCORE = 0.36  # no lower than the package's voxel threshold
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +64,28 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 @pytest.fixture(scope="session")
 def embolens(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc) -> Iterator[RunningEmbolens]:
+    """As it is shipped."""
+    with _running(tmp_path_factory.mktemp("embolens"), orthanc) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def embolens_of_candidates(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc) -> Iterator[RunningEmbolens]:
+    """With a package that reports weak candidates too: on a scan without findings there would be nothing to compare."""
+    directory = tmp_path_factory.mktemp("candidates")
+    package = directory / "package"
+    shutil.copytree(default_package_directory(), package)
+    manifest = package / "package.toml"
+    text, replaced = re.subn(r"(?m)^score = .*$", f"score = {CANDIDATE_SCORE}", manifest.read_text(encoding="utf-8"))
+    assert replaced == 1
+    manifest.write_text(text, encoding="utf-8")
+    with _running(directory, orthanc, EMBOLENS_PACKAGE_DIR=str(package)) as running:
+        yield running
+
+
+@contextmanager
+def _running(directory: Path, orthanc: Orthanc, **settings: str) -> Iterator[RunningEmbolens]:
     """All processes, one embedded Redis, results go back to Orthanc."""
-    directory = tmp_path_factory.mktemp("embolens")
     (directory / "destinations.toml").write_text(
         f'[[nodes]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {orthanc.dicom_port}\n'
     )
@@ -74,6 +99,7 @@ def embolens(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc) -> Iter
         "EMBOLENS_LEASE_S": "6",
         "EMBOLENS_SWEEP_S": "1",
         "EMBOLENS_DELIVERY_FIRST_BACKOFF_S": "1",
+        **settings,
     }
     environment.pop("EMBOLENS_REDIS_URL", None)
     log = directory / "serve.log"

@@ -15,10 +15,10 @@ import pytest
 import SimpleITK
 from pydicom import dcmread
 
-from imaging.metrics import voxel_dice
 from tests.end_to_end.hospital import Orthanc, RunningEmbolens, storescu
 
 pytestmark = pytest.mark.timeout(400)
+MOVED_VOXELS = 5
 
 
 def _as_zip(directory: Path, target: Path) -> Path:
@@ -41,7 +41,7 @@ def _compare(lesions: list[dict[str, Any]], others: list[dict[str, Any]]) -> Non
     assert len(lesions) == len(others)
     for one, other in zip(lesions, others, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=2e-3)
-        assert one["volume_ml"] == pytest.approx(other["volume_ml"], rel=0.01)
+        assert one["volume_ml"] == pytest.approx(other["volume_ml"], rel=0.01, abs=0.003)
         assert one["centroid_lps_mm"] == pytest.approx(other["centroid_lps_mm"], abs=0.1)
         assert one["artery_level"] == other["artery_level"]
 
@@ -67,9 +67,13 @@ def _label_map_of(seg: bytes, source: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["LIDC-IDRI-0001", "RIDER"])
 def test_every_way_in_gives_the_same_lesions_and_orthanc_holds_them(
-    name: str, embolens: RunningEmbolens, orthanc: Orthanc, real_series: Callable[[str], Path], tmp_path: Path
+    name: str,
+    embolens_of_candidates: RunningEmbolens,
+    orthanc: Orthanc,
+    real_series: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    directory = real_series(name)
+    embolens, directory = embolens_of_candidates, real_series(name)
     series_uid = dcmread(next(directory.rglob("*.dcm")), stop_before_pixels=True).SeriesInstanceUID
 
     storescu(embolens.dicom_port, directory)
@@ -80,6 +84,7 @@ def test_every_way_in_gives_the_same_lesions_and_orthanc_holds_them(
 
     assert [(job["state"], job["error"]) for job in ends] == [("completed", None)] * 3
     findings = [job["findings"] for job in ends]
+    assert findings[0]["lesions"], "something to compare"
     _compare(findings[0]["lesions"], findings[1]["lesions"])
     _compare(findings[0]["lesions"], findings[2]["lesions"])
     print(f"{name}: {len(findings[0]['lesions'])} findings, artery {findings[0]['provenance']['artery_hu']} HU")
@@ -97,7 +102,7 @@ def test_every_way_in_gives_the_same_lesions_and_orthanc_holds_them(
     labels = _label_map_of(ours[0], directory)
     np.testing.assert_array_equal(labels, _mask_of(embolens, pushed["id"], tmp_path))
     # NIfTI keeps its geometry in single precision, which moves a few voxels at lesions' edges.
-    assert voxel_dice(labels, _mask_of(embolens, nifti["id"], tmp_path)) > 0.999
+    assert np.count_nonzero(labels != _mask_of(embolens, nifti["id"], tmp_path)) <= MOVED_VOXELS
 
 
 def _mask_of(embolens: RunningEmbolens, job_id: str, directory: Path) -> np.ndarray:
