@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class SliceNetwork(nn.Module):
+class SliceNetwork(nn.Module, ABC):
     """A network of axial slices: (N, in_channels, H, W) -> logits (N, out_channels, H, W).
 
     Under deep supervision the answer is a list of such logits, the one that predicts last.
@@ -20,9 +21,9 @@ class SliceNetwork(nn.Module):
 
     pixel_multiple: int
 
+    @abstractmethod
     def output_layers(self) -> list[nn.Module]:
         """The layers whose bias is the last that is added to logits; by it a training sets what to expect at first."""
-        raise NotImplementedError
 
     def check_size(self, x: Tensor) -> None:
         """Raises ValueError where H or W is no multiple of `pixel_multiple`."""

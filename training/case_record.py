@@ -184,8 +184,12 @@ def not_analysed(
     package_sha256: str,
     variant: str,
     scan: EvaluationScan | None = None,
+    region: Box | None = None,
 ) -> CaseRecord:
-    """A scan about which nothing may be said; what is known to be in it (`scan`) counts as missed."""
+    """A scan about which nothing may be said; what is known to be in it (`scan`) counts as missed.
+
+    The region of interest is judged all the same: the refusal may be for something else. None: no lung was seen.
+    """
     record = CaseRecord(
         name=scan_name,
         kind=kind,
@@ -199,7 +203,8 @@ def not_analysed(
     lesions = true_lesions(scan, np.zeros(scan.volume.shape_zyx, dtype=bool))
     missed = 0.0 if lesions else None
     _, lesions_at = _hits_of(scan, ())
-    return replace(record, lesions=lesions, lesions_at=lesions_at, voxel_dice=missed, roi_recall=missed)
+    recall = _roi_recall(scan, region) if lesions and region is not None else missed
+    return replace(record, lesions=lesions, lesions_at=lesions_at, voxel_dice=missed, roi_recall=recall)
 
 
 def true_lesions(scan: EvaluationScan, found_artery: Mask) -> tuple[TrueLesion, ...]:

@@ -102,24 +102,30 @@ def evaluate_scan(
     cascade: Cascade, scan: EvaluationScan, *, variant: str = FULL_CASCADE, picture: Path | None = None
 ) -> CaseRecord:
     """Runs a cascade on a scan and compares with what is known about it."""
+    sha256 = cascade.package.sha256
+    region = region_of_interest(cascade.package, scan) if variant == FULL_CASCADE else None
     try:
         result = cascade.segment(scan.volume, min_score=CANDIDATES_FROM)
-        region = region_of_interest(cascade.package, scan) if variant == FULL_CASCADE else None
     except NotAnalysable as refusal:
-        sha256 = cascade.package.sha256
-        return not_analysed(scan.name, scan.kind, refusal, package_sha256=sha256, variant=variant, scan=scan)
+        return not_analysed(
+            scan.name, scan.kind, refusal, package_sha256=sha256, variant=variant, scan=scan, region=region
+        )
     if picture is not None and variant == FULL_CASCADE:
         write_comparison(scan, result, picture)
-    return judged(scan, result, region, package_sha256=cascade.package.sha256, variant=variant)
+    return judged(scan, result, region, package_sha256=sha256, variant=variant)
 
 
-def region_of_interest(package: ModelPackage, scan: EvaluationScan) -> Box:
-    """Where the package's detector sees the lungs, on the canonical grid."""
+def region_of_interest(package: ModelPackage, scan: EvaluationScan) -> Box | None:
+    """Where the package's detector sees the lungs, on the canonical grid; None where it sees none."""
     detector = load_network(package, "roi")
     if not isinstance(detector, DarknetNetwork):
         raise ConfigurationError(f"network roi of {package.name} is a {type(detector).__name__}, not a detector")
     canonical, _ = to_canonical(scan.volume)
-    return find_lungs(detector.eval(), canonical, RoiSettings(**package.settings["roi"]), lambda fraction: None).box
+    settings = RoiSettings(**package.settings["roi"])
+    try:
+        return find_lungs(detector.eval(), canonical, settings, lambda fraction: None).box
+    except NotAnalysable:
+        return None
 
 
 def _line(record: CaseRecord) -> str:

@@ -145,6 +145,12 @@ def test_emboli_of_a_scan_that_is_refused_count_as_missed() -> None:
     assert refused.lesions_at == _judged().lesions_at == {POINT: 2, "2 mm": 2, "5 mm": 2, OVERLAP: 2}
     assert (refused.voxel_dice, refused.roi_recall) == (0.0, 0.0)
     assert refused.candidates == ()
+    everywhere = Box((0, 0, 0), scan.volume.shape_zyx)
+    contrast = NotAnalysable([Reason("contrast.too_low", "none")])
+    seen = not_analysed(
+        scan.name, GROWN, contrast, package_sha256="ab", variant=FULL_CASCADE, scan=scan, region=everywhere
+    )
+    assert seen.roi_recall == 1.0, "the detector saw the lungs; it was the contrast that was refused"
 
 
 def test_a_record_survives_its_json_line() -> None:
