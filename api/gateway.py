@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
+from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
@@ -31,6 +32,7 @@ class Gateway:
     outbox: Outbox
     store: StudyStore
     queue: TaskQueue
+    rules: IntakeRules
     is_stopping: Callable[[], bool] = lambda: False
     _keys_in_use: set[str] = field(default_factory=set)
 
@@ -39,16 +41,17 @@ class Gateway:
         """Migrates the database where needed. Redis is not asked: the gateway starts and takes studies without it.
 
         Raises:
-            ConfigurationError: no broker is configured.
+            ConfigurationError: no broker is configured, or the intake rules cannot be read.
         """
         if not settings.redis_url:
             raise ConfigurationError(
                 "the gateway needs a broker", remedy="set EMBOLENS_REDIS_URL, or use `embolens serve`"
             )
+        rules = IntakeRules.load(settings.intake_rules)
         database = Database(settings.resolved_database_url)
         database.upgrade()
-        store = StudyStore(settings.data_dir)
-        return cls(settings, database, JobStore(database), Outbox(database), store, TaskQueue(settings.redis_url))
+        store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
+        return cls(settings, database, JobStore(database), Outbox(database), store, queue, rules)
 
     def close(self) -> None:
         self.queue.close()

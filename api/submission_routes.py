@@ -134,7 +134,7 @@ def _take_in(
         earlier = gateway.jobs.by_idempotency_key(idempotency_key, received.content_digest)
         if earlier is not None:
             return earlier
-    contents = inspect_upload(_unpacked(gateway, arriving, received.files))
+    contents = inspect_upload(_unpacked(gateway, arriving, received.files), gateway.rules.selection)
     _keep_only(arriving, contents.files)
     job_id = str(uuid.uuid4())
     final = gateway.store.upload_directory(job_id)

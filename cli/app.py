@@ -16,6 +16,7 @@ from cli.insert import insert
 from cli.models import models
 from cli.package import package
 from cli.phantom import phantom
+from cli.rules import rules
 from cli.segment import segment
 from cli.serve import serve
 from cli.train import train
@@ -41,6 +42,7 @@ app.command()(insert)
 app.command()(train)
 app.command()(package)
 app.add_typer(models, name="models")
+app.add_typer(rules, name="rules")
 
 
 def main() -> None:

@@ -54,12 +54,13 @@ def _segment(
     from cli.stage_bars import StageBars
     from services.dicom.input_reader import read_input
     from services.dicom.result_files import write_results
+    from services.ingest.intake_rules import IntakeRules
     from services.ingest.upload import inspect_upload
     from services.settings import settings
 
     with StageBars() as bars:
         with files_of(path) as files:
-            contents = inspect_upload(files)
+            contents = inspect_upload(files, IntakeRules.load(settings().intake_rules).selection)
             source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
         from models.cascade_options import CascadeOptions, Mode

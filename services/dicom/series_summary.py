@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from imaging.errors import InputError
-from services.dicom.headers import integer, is_directory, numbers, read_header, text
+from services.dicom.headers import integer, is_directory, number, numbers, read_header, text
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 
 MAX_PLANES = 100_000  # of one series; a whole body in slices of half a millimetre has 4,000
@@ -31,7 +31,14 @@ _KEYWORDS = (
     "NumberOfFrames",
     "ImagePositionPatient",
     "ImageOrientationPatient",
+    "SliceThickness",
+    "ConvolutionKernel",
+    "ContrastBolusAgent",
 )
+
+
+_PLANES = ("sagittal", "coronal", "axial")  # by the axis that is normal to them: L, P, S
+_NEAR_AN_AXIS = float(np.cos(np.radians(30.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,10 @@ class SeriesInfo:
         slice_spacing_mm: median distance between neighbouring positions along the normal; None where unknown
             (multi-frame instances tell only when read).
         paths: the files, in the order they were given.
+        kernel / image_type / contrast_agent: of the first instance that says so, several values joined by a backslash;
+            empty where none does.
+        orientation: "axial", "coronal", "sagittal" or, more than 30 degrees from each, "oblique"; empty where unknown.
+        slice_thickness_mm: of the first instance that says so.
     """
 
     patient_id: str
@@ -57,6 +68,11 @@ class SeriesInfo:
     columns: int
     slice_spacing_mm: float | None
     paths: tuple[Path, ...]
+    kernel: str = ""
+    image_type: str = ""
+    contrast_agent: str = ""
+    orientation: str = ""
+    slice_thickness_mm: float | None = None
 
     @property
     def is_ct(self) -> bool:
@@ -118,13 +134,38 @@ def _series_info(key: tuple[str, str, str], members: list[tuple[Path, Dataset]])
         series_instance_uid=key[2],
         modality=Counter(modality_of(header) for header in headers).most_common(1)[0][0],
         sop_class_uid=Counter(text(header, "SOPClassUID") for header in headers).most_common(1)[0][0],
-        description=next((found for header in headers if (found := text(header, "SeriesDescription"))), ""),
+        description=_first_text(headers, "SeriesDescription"),
         count=count,
         rows=rows,
         columns=columns,
         slice_spacing_mm=_median_spacing(headers),
         paths=tuple(path for path, _ in members),
+        kernel=_first_text(headers, "ConvolutionKernel"),
+        image_type=_first_text(headers, "ImageType"),
+        contrast_agent=_first_text(headers, "ContrastBolusAgent"),
+        orientation=_orientation(headers),
+        slice_thickness_mm=next(
+            (thick for header in headers if (thick := number(header, "SliceThickness")) is not None), None
+        ),
     )
+
+
+def _first_text(headers: Sequence[Dataset], keyword: str) -> str:
+    return next((found for header in headers if (found := text(header, keyword))), "")
+
+
+def _orientation(headers: Sequence[Dataset]) -> str:
+    """The plane that most slices lie in, by the axis of the patient that their normal is nearest to."""
+    normals = [
+        np.cross(cosines[:3], cosines[3:])
+        for header in headers
+        if (cosines := numbers(header, "ImageOrientationPatient", 6)) is not None
+    ]
+    planes = Counter(
+        _PLANES[int(np.argmax(np.abs(normal)))] if np.abs(normal).max() >= _NEAR_AN_AXIS else "oblique"
+        for normal in normals
+    )
+    return planes.most_common(1)[0][0] if planes else ""
 
 
 def _median_spacing(headers: Sequence[Dataset]) -> float | None:

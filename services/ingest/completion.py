@@ -12,9 +12,10 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import InputError, Reason, StateConflict
-from services.dicom.series_reader import inspect_headers
+from services.dicom.series_reader import SeriesInfo, inspect_headers
 from services.ingest.arriving_series import ArrivingSeries, ArrivingSeriesRegister
 from services.ingest.intake_rules import IntakeRules, IntakeVerdict
+from services.ingest.series_selection import ranked
 from services.store.jobs import JobStore
 from services.store.rows import JobState, Priority
 from services.store.study_store import StudyStore
@@ -157,7 +158,7 @@ class CompletionWatcher:
             self._jobs.drop_receiving(series.job_id, reason="nothing new was received")
             return None
         digest = self._store.write_inputs(series.job_id, files)
-        verdict = self._judge(files, series.calling_ae_title)
+        verdict = self._judge(files, series)
         if verdict.reasons:
             self._jobs.set_aside(
                 series.job_id,
@@ -185,7 +186,7 @@ class CompletionWatcher:
             return bool(files)
         return self._jobs.get(superseded).inputs_digest != self._store.inputs_digest(files)
 
-    def _judge(self, files: Sequence[Path], calling_ae_title: str) -> IntakeVerdict:
+    def _judge(self, files: Sequence[Path], series: ArrivingSeries) -> IntakeVerdict:
         try:
             summary = inspect_headers(files)
             if not summary.series:
@@ -194,4 +195,31 @@ class CompletionWatcher:
             if error.code == "input.unreadable":  # our own disk's trouble, not an answer about the series
                 raise
             return IntakeVerdict(Priority.ROUTINE, (Reason(error.code, error.message),))
-        return self._rules.judge(summary.series[0], calling_ae_title)
+        verdict = self._rules.judge(summary.series[0], series.calling_ae_title)
+        if not verdict.reasons and (better := self._better_series(summary.series[0], series)) is not None:
+            return IntakeVerdict(verdict.priority, (better,))
+        return verdict
+
+    def _better_series(self, info: SeriesInfo, series: ArrivingSeries) -> Reason | None:
+        """The series of this study that is segmented already and is more likely the angiogram.
+
+        Nothing waits for a better one that may still come: that one is segmented too. Equals both are: an acquisition
+        is repeated when the first one failed.
+        """
+        if not (self._rules.best_of_study and self._rules.selection):
+            return None
+        study = series.study_instance_uid
+        others = [
+            inspect_headers(sorted(self._store.series_directory(study, uid).glob("*.dcm"))).series[0]
+            for uid in self._jobs.segmented_series(study)
+            if uid != series.series_instance_uid
+        ]
+        (own,) = ranked([info], self._rules.selection)
+        for best in ranked(others, self._rules.selection)[:1]:
+            if best.points > own.points:
+                text = (
+                    f"series {best.series.series_instance_uid} of this study is segmented: {best.points:g} points "
+                    f"({best.because}); this one has {own.points:g} ({own.because})"
+                )
+                return Reason("intake.better_series", text)
+        return None

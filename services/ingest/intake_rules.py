@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from imaging.errors import Reason
 from services.dicom.series_reader import SeriesInfo
+from services.ingest.series_selection import SelectionRule
 from services.store.rows import Priority
-from services.toml_file import TomlTable
+from services.toml_file import Pattern, TomlTable
 
 _SPACING_TOLERANCE_MM = 1e-3
 
@@ -24,17 +25,6 @@ class IntakeVerdict:
 
     priority: Priority
     reasons: tuple[Reason, ...] = ()
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {pattern!r}: {error}") from error
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class DescriptionRules(TomlTable):
@@ -71,7 +61,9 @@ class IntakeRules(TomlTable):
     max_slices: int = Field(3000, ge=1)
     max_slice_spacing_mm: float = Field(5.0, gt=0)
     description: DescriptionRules = DescriptionRules()
+    best_of_study: bool = True
     calling_ae_titles: CallingAeTitles = CallingAeTitles()
+    selection: tuple[SelectionRule, ...] = ()
 
     @model_validator(mode="after")
     def _some_number_of_slices_is_allowed(self) -> IntakeRules:

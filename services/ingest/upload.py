@@ -12,6 +12,7 @@ from services.dicom.headers import read_header
 from services.dicom.input_reader import is_nifti
 from services.dicom.nifti_reader import check_nifti
 from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers
+from services.ingest.series_selection import SelectionRule, ranked
 from services.ingest.zip_archive import unpack_zip
 from services.store.study_store import checked_uid
 
@@ -44,8 +45,11 @@ def is_zip(path: Path) -> bool:
         return file.read(4) in _ZIP_MAGIC
 
 
-def inspect_upload(paths: Sequence[Path]) -> UploadContents:
+def inspect_upload(paths: Sequence[Path], selection: Sequence[SelectionRule] = ()) -> UploadContents:
     """Find the CT series or the NIfTI among uploaded files. Reads headers, and a NIfTI to its end; no voxel is kept.
+
+    Args:
+        selection: which of several CT series is the angiogram; without rules, the largest.
 
     Raises:
         InputError: `input.empty`, `input.not_dicom`, `input.several_volumes`, `input.multiple_patients`,
@@ -55,9 +59,9 @@ def inspect_upload(paths: Sequence[Path]) -> UploadContents:
     if not paths:
         raise InputError("no file was sent", code="input.empty", remedy="send DICOM files, a zip of them, or a NIfTI")
     images = {path for path in paths if is_nifti(path)}
-    instances = [path for path in paths if path not in images and _is_dicom(path)]
+    instances = dicom_files([path for path in paths if path not in images])
     if instances:
-        return _dicom_contents(instances, ignored_files=len(paths) - len(instances))
+        return _dicom_contents(instances, selection, ignored_files=len(paths) - len(instances))
     if len(images) > 1:
         text = f"{len(images)} NIfTI files in one upload"
         raise InputError(text, code="input.several_volumes", remedy="send one at a time")
@@ -72,12 +76,19 @@ def inspect_upload(paths: Sequence[Path]) -> UploadContents:
     )
 
 
-def _dicom_contents(instances: Sequence[Path], *, ignored_files: int) -> UploadContents:
+def dicom_files(paths: Sequence[Path]) -> list[Path]:
+    """Those that are DICOM."""
+    return [path for path in paths if _is_dicom(path)]
+
+
+def _dicom_contents(
+    instances: Sequence[Path], selection: Sequence[SelectionRule], *, ignored_files: int
+) -> UploadContents:
     summary = inspect_headers(instances)
     if (patients := len(summary.patient_ids)) > 1:
         text = f"the upload holds images of {patients} patients"
         raise InputError(text, code="input.multiple_patients", remedy="send one patient's study at a time")
-    chosen, warnings = _choose(summary)
+    chosen, warnings = _choose(summary, selection)
     return UploadContents(
         kind="dicom",
         files=chosen.paths,
@@ -93,16 +104,20 @@ def _uid(uid: str) -> str | None:
     return checked_uid(uid) if uid else None
 
 
-def _choose(summary: SeriesSummary) -> tuple[SeriesInfo, tuple[Reason, ...]]:
-    """The CT series with most slices; the largest comes first in the summary."""
+def _choose(summary: SeriesSummary, selection: Sequence[SelectionRule]) -> tuple[SeriesInfo, tuple[Reason, ...]]:
+    """The CT series that is most likely the angiogram."""
     if not summary.ct_series:
         found = sorted({series.modality or "unknown" for series in summary.series})
         text = f"the upload holds {', '.join(found) or 'no image'}, only CT can be segmented"
         raise InputError(text, code="input.modality_not_ct", remedy="send a CT series")
-    chosen = summary.ct_series[0]
+    best = ranked(summary.ct_series, selection)[0]
+    chosen = best.series
     warnings = []
     if (number := len(summary.ct_series)) > 1:
-        text = f"{number} CT series in the upload; segmented is {chosen.series_instance_uid} with {chosen.count} slices"
+        text = (
+            f"{number} CT series in the upload; segmented is {chosen.series_instance_uid} with {chosen.count} slices"
+            f" ({best.because})"
+        )
         warnings.append(Reason("input.several_series", text))
     if other := len(summary.series) - number:
         warnings.append(Reason("input.other_objects_ignored", f"{other} series that are not CT images were left out"))

@@ -136,6 +136,21 @@ class JobStore:
         with self._database.read() as session:
             return session.scalars(query).all()
 
+    def segmented_series(self, study_instance_uid: str) -> Sequence[str]:
+        """Series Instance UIDs of a study that came in by C-STORE and are segmented, or will be."""
+        states = (JobState.QUEUED, JobState.RUNNING, JobState.DELIVERING, JobState.COMPLETED)
+        query = (
+            select(JobRow.series_instance_uid)
+            .distinct()
+            .where(
+                JobRow.study_instance_uid == study_instance_uid,
+                JobRow.source == Source.DICOM.value,
+                JobRow.state.in_([state.value for state in states]),
+            )
+        )
+        with self._database.read() as session:
+            return [uid for uid in session.scalars(query) if uid is not None]
+
     def drop_receiving(self, job_id: str, *, reason: str) -> None:
         """receiving -> cancelled: there is nothing in it for which a job is needed."""
         self._change(

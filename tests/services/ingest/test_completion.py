@@ -18,6 +18,7 @@ from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completion import CompletionWatcher, completion_reason
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.listener import run_listener
+from services.ingest.series_selection import SelectionRule
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
@@ -92,6 +93,42 @@ def test_a_series_that_the_rules_turn_away_is_kept_and_says_why(receiving: Recei
     assert [entry["code"] for entry in job.reasons] == ["intake.too_few_slices"]
     assert len(receiving.store.read_inputs(job.id)) == 1
     assert job.id not in receiving.queue.waiting()
+
+
+@pytest.fixture
+def choosy(settings: Settings, database: Database) -> Iterator[Receiving]:
+    """A listener that prefers series of which a contrast agent is named."""
+    preference = SelectionRule(attribute="contrast_agent", matches=".", points=2, because="contrast agent named")
+    running = Receiving(settings, database, IntakeRules(min_slices=2, selection=(preference,)))
+    yield running
+    running.stop()
+
+
+def test_beside_a_likelier_angiogram_of_the_study_a_series_is_set_aside(choosy: Receiving) -> None:
+    angiogram = ct_series(3, ContrastBolusAgent="IOHEXOL")
+    study = angiogram[0].StudyInstanceUID
+    native, again = (ct_series(3, StudyInstanceUID=study, **more) for more in ({}, {"ContrastBolusAgent": "IODIXANOL"}))
+    push(choosy.port, angiogram)
+    choosy.wait_for_state(angiogram[0], "queued")
+    push(choosy.port, native)
+    (job,) = choosy.wait_for_state(native[0], "not_analysable")
+    (entry,) = job.reasons
+    assert entry["code"] == "intake.better_series"
+    assert f"series {angiogram[0].SeriesInstanceUID} of this study is segmented: 2 points" in entry["text"]
+    push(choosy.port, again)
+    choosy.wait_for_state(again[0], "queued")
+    push(choosy.port, elsewhere := ct_series(3))
+    choosy.wait_for_state(elsewhere[0], "queued")
+
+
+def test_a_likelier_angiogram_that_comes_later_is_segmented_too(choosy: Receiving) -> None:
+    native = ct_series(3)
+    angiogram = ct_series(3, StudyInstanceUID=native[0].StudyInstanceUID, ContrastBolusAgent="IOHEXOL")
+    push(choosy.port, native)
+    choosy.wait_for_state(native[0], "queued")
+    push(choosy.port, angiogram)
+    choosy.wait_for_state(angiogram[0], "queued")
+    assert [job.state for job in choosy.jobs_of(native[0])] == ["queued"], "what is segmented already stays"
 
 
 def test_slices_missing_when_a_series_was_set_aside_can_still_come(receiving: Receiving) -> None:

@@ -12,6 +12,7 @@ from pydicom.uid import MRImageStorage
 
 from imaging.errors import InputError
 from services.dicom.input_reader import read_input
+from services.ingest.series_selection import SelectionRule
 from services.ingest.upload import inspect_upload, is_zip
 from tests.services.ingest.peers import ct_series, save
 
@@ -91,6 +92,15 @@ def test_of_several_ct_series_the_largest_is_taken_and_named(tmp_path: Path) -> 
     assert contents.instance_count == 6
     assert {warning.code for warning in contents.warnings} == {"input.several_series", "input.other_objects_ignored"}
     assert str(large[0].SeriesInstanceUID) in contents.warnings[0].text
+
+
+def test_of_several_ct_series_the_rules_choose_before_the_number_of_slices(tmp_path: Path) -> None:
+    angiogram = ct_series(3, ContrastBolusAgent="IOHEXOL")
+    files = save(angiogram, tmp_path / "a") + save(ct_series(6), tmp_path / "b")
+    rule = SelectionRule(attribute="contrast_agent", matches=".", points=1, because="contrast agent named")
+    contents = inspect_upload(files, [rule])
+    assert contents.series_instance_uid == angiogram[0].SeriesInstanceUID
+    assert "(contrast agent named +1)" in contents.warnings[0].text
 
 
 def test_two_niftis_are_refused(tmp_path: Path) -> None:
