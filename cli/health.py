@@ -40,16 +40,24 @@ def _gateway_is_ready(settings: Settings) -> bool:
 
 def _listener_echoes(settings: Settings) -> bool:
     """C-ECHO, PS3.4 Annex A."""
+    import ssl
+
     from pynetdicom import AE
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
     from cli.supervisor import reachable
+    from services.transport_security import sender_context
 
     requestor = AE("HEALTH")
     requestor.connection_timeout = requestor.acse_timeout = requestor.dimse_timeout = _PATIENCE_S
     requestor.add_requested_context(Verification)
     host = reachable(settings.dicom_host)
-    association = requestor.associate(host, settings.dicom_port, ae_title=settings.ae_title)
+    tls_args = None
+    if settings.tls_certificate is not None:
+        context = sender_context(settings)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is this machine that answers
+        tls_args = (context, host)
+    association = requestor.associate(host, settings.dicom_port, ae_title=settings.ae_title, tls_args=tls_args)
     if not association.is_established:
         return False
     status = association.send_c_echo().get("Status")

@@ -41,6 +41,14 @@ class Settings(BaseSettings):
     intake_rules: Path = Field(_DEPLOY / "intake.toml", description="What is segmented, what is set aside")
     destinations: Path = Field(_DEPLOY / "destinations.toml", description="Known DICOM nodes, folders and routes")
 
+    tls_certificate: Path | None = Field(
+        None, description="PEM certificate chain; the listener then speaks TLS only, senders show it when asked"
+    )
+    tls_key: Path | None = Field(None, description="PEM key of the certificate; empty: in the same file")
+    tls_trusted: Path | None = Field(
+        None, description="PEM certificates whose holders may connect, and by which nodes are checked"
+    )
+
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     lease_s: float = Field(30.0, description="A running job whose worker is silent for this long is given to another")

@@ -36,6 +36,7 @@ class Node(TomlTable):
     ae_title: AeTitle
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
+    tls: bool = False
 
 
 class Folder(TomlTable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,11 @@ _CONNECTION_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 60.0
 
 
-def send_to_node(node: Node, paths: Sequence[Path], *, calling_ae_title: str) -> Iterator[SentObject]:
-    """Send the objects over one association, telling of each as soon as the node has answered.
+def send_to_node(
+    node: Node, paths: Sequence[Path], *, calling_ae_title: str, tls: ssl.SSLContext | None = None
+) -> Iterator[SentObject]:
+    """Send the objects over one association, in TLS where that is given, telling of each as soon as the node has
+    answered.
 
     Every path is told of once. Every wait is bounded. What the node refuses for good is `DeliveryRefused`, everything
     else that goes wrong `DeliveryError`.
@@ -40,7 +44,7 @@ def send_to_node(node: Node, paths: Sequence[Path], *, calling_ae_title: str) ->
     if not left:
         return
     try:
-        with _association(node, set(presentations.values()), calling_ae_title) as association:
+        with _association(node, set(presentations.values()), calling_ae_title, tls) as association:
             while left:
                 sent = _send(association, node, left[0])
                 left.pop(0)
@@ -51,7 +55,9 @@ def send_to_node(node: Node, paths: Sequence[Path], *, calling_ae_title: str) ->
 
 
 @contextmanager
-def _association(node: Node, presentations: set[tuple[str, str]], calling_ae_title: str) -> Iterator[Association]:
+def _association(
+    node: Node, presentations: set[tuple[str, str]], calling_ae_title: str, tls: ssl.SSLContext | None
+) -> Iterator[Association]:
     ae = AE(ae_title=calling_ae_title)
     ae.connection_timeout = _CONNECTION_TIMEOUT_S
     ae.acse_timeout = _CONNECTION_TIMEOUT_S
@@ -61,11 +67,13 @@ def _association(node: Node, presentations: set[tuple[str, str]], calling_ae_tit
         ae.add_requested_context(sop_class_uid, transfer_syntax_uid)
         # The one transfer syntax that every node must take (PS3.5 section 10.1), in a context of its own.
         ae.add_requested_context(sop_class_uid, ImplicitVRLittleEndian)
-    association = ae.associate(node.host, node.port, ae_title=node.ae_title)
+    tls_args = None if tls is None else (tls, node.host)
+    association = ae.associate(node.host, node.port, ae_title=node.ae_title, tls_args=tls_args)
     if association.is_rejected:
         raise DeliveryError(f"{node.ae_title} rejected the association", remedy="does it know our AE title?")
     if not association.is_established:
-        raise DeliveryError(f"no association with {node.ae_title} at {node.host}:{node.port}", remedy="is it running?")
+        remedy = "is it running?" if tls is None else "is it running, with TLS and a certificate that is trusted here?"
+        raise DeliveryError(f"no association with {node.ae_title} at {node.host}:{node.port}", remedy=remedy)
     try:
         yield association
     finally:

@@ -25,6 +25,7 @@ from services.store.outbox import Outbox
 from services.store.rows import OutboxRow
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
+from services.transport_security import sender_context
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,12 @@ class Relay:
         else:
             ae_title = destination.removeprefix(NODE)
             if (node := self._destinations.node(ae_title)) is not None:
-                return send_to_node(node, paths, calling_ae_title=self._settings.ae_title)
+                try:
+                    tls = sender_context(self._settings) if node.tls else None
+                except ConfigurationError as error:
+                    failed = DeliveryError(error.message, code=error.code)
+                    return (SentObject(path, failed) for path in paths)
+                return send_to_node(node, paths, calling_ae_title=self._settings.ae_title, tls=tls)
             unknown = DeliveryError(f"no node {ae_title} in {where}", code=_UNKNOWN)
         return (SentObject(path, unknown) for path in paths)
 

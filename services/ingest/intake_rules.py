@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, IPvAnyNetwork, model_validator
 
 from imaging.errors import Reason
 from services.dicom.series_reader import SeriesInfo
@@ -53,6 +54,20 @@ class CallingAeTitles(TomlTable):
         return self.named.get(calling_ae_title.strip(), self.default)
 
 
+class AssociationRules(TomlTable):
+    """Who may open an association, before anything is received. Empty lists allow everybody."""
+
+    called_ae_title_must_match: bool = False
+    calling_ae_titles: tuple[str, ...] = ()
+    addresses: tuple[IPvAnyNetwork, ...] = ()
+
+    def allow_address(self, address: str) -> bool:
+        """Whether associations may come from an address. One of IPv4 that came in over IPv6 is of IPv4."""
+        peer = ip_address(address.split("%")[0])
+        peer = getattr(peer, "ipv4_mapped", None) or peer
+        return not self.addresses or any(peer in network for network in self.addresses)
+
+
 class IntakeRules(TomlTable):
     """The rules of deploy/intake.toml, where each is explained."""
 
@@ -62,6 +77,7 @@ class IntakeRules(TomlTable):
     max_slice_spacing_mm: float = Field(5.0, gt=0)
     description: DescriptionRules = DescriptionRules()
     best_of_study: bool = True
+    associations: AssociationRules = AssociationRules()
     calling_ae_titles: CallingAeTitles = CallingAeTitles()
     selection: tuple[SelectionRule, ...] = ()
 

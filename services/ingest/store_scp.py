@@ -36,6 +36,7 @@ from services.settings import Settings
 from services.store.jobs import JobStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
+from services.transport_security import listener_context
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ OUT_OF_RESOURCES = 0xA700
 DATA_SET_DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
+_REJECTED = (0x01, 0x01, 0x01)  # permanently, by the service user, no reason given (PS3.8 9.3.4)
 _MISMATCH = "input.identifier_mismatch"
 _UNSUPPORTED = "input.unsupported_sop_class"
 _MAX_PDU_BYTES = 1024**2
@@ -89,6 +91,9 @@ class Listener:
         self._ae.add_supported_context(Verification)
         for sop_class_uid in CT_STORAGE_SOP_CLASSES.values():
             self._ae.add_supported_context(sop_class_uid, list(ACCEPTED_TRANSFER_SYNTAXES))
+        self._allowed = rules.associations
+        self._ae.require_called_aet = self._allowed.called_ae_title_must_match
+        self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
         self._port: int | None = None
         self._taken_in: dict[tuple[str, str], set[Path]] = {}
 
@@ -102,13 +107,18 @@ class Listener:
         """Take up unfinished series, then accept associations.
 
         Raises:
-            ConfigurationError: the port cannot be had.
+            ConfigurationError: the port cannot be had, or a TLS certificate cannot be read.
         """
+        tls = listener_context(self._settings)
         self._watcher.start()
         address = (self._settings.dicom_host, self._settings.dicom_port)
-        handlers: list[evt.EventHandlerType] = [(evt.EVT_C_ECHO, _answer_echo), (evt.EVT_C_STORE, self._answer_store)]
+        handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_REQUESTED, self._turn_away_strangers),
+            (evt.EVT_C_ECHO, _answer_echo),
+            (evt.EVT_C_STORE, self._answer_store),
+        ]
         try:
-            server = self._ae.start_server(address, block=False, evt_handlers=handlers)
+            server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
         except OSError as error:
             self._watcher.stop()
             raise ConfigurationError(
@@ -122,6 +132,14 @@ class Listener:
         """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again."""
         self._ae.shutdown()
         self._watcher.stop()
+
+    def _turn_away_strangers(self, event: Event) -> None:
+        """Reject associations from addresses that are not allowed; AE titles are pynetdicom's to check."""
+        address = event.assoc.requestor.address
+        if not self._allowed.allow_address(address):
+            log.warning("rejected an association from %s, which is not among the allowed addresses", address)
+            event.assoc.acse.send_reject(*_REJECTED)
+            event.assoc.kill()
 
     def _answer_store(self, event: Event) -> Dataset:
         """One C-STORE request: Success only after the file lies under its final name."""

@@ -26,6 +26,7 @@ from services.store.jobs import JobStore, utc_now
 from services.store.outbox import Outbox
 from services.store.rows import JobRow, OutboxRow
 from services.store.study_store import StudyStore
+from tests.services.certificates import Authority
 from tests.services.delivery.peers import StoreScp, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -69,6 +70,27 @@ def test_a_result_arrives_at_a_node_and_its_job_is_completed(
     assert jobs.get(job.id).state == "completed"
     (received,) = store_scp.received()
     assert dcmread(received).SOPInstanceUID == row.sop_instance_uid
+
+
+def test_a_result_goes_out_over_tls_to_a_node_whose_certificate_is_trusted(
+    settings: Settings, outbox: Outbox, store: StudyStore, finished_job: MakeJob, store_scp: StoreScp, tmp_path: Path
+) -> None:
+    authority, other = Authority(tmp_path / "ca"), Authority(tmp_path / "other", "Other CA")
+    pacs, own = authority.issue("pacs"), authority.issue("embolens")
+    store_scp.start("+tls", str(pacs.key), str(pacs.certificate), "+cf", str(authority.certificate))
+    write_destinations(settings, store_scp.toml() + "tls = true\n")
+    job = finished_job("node:PACS")
+    shown = {"tls_certificate": own.certificate, "tls_key": own.key}
+    for trusted in (None, other.certificate):
+        Relay(settings.model_copy(update=shown | {"tls_trusted": trusted}), outbox, store).deliver_due()
+        row = only_row(outbox, job)
+        assert row.state == "pending"
+        assert "with TLS" in (row.last_error or "") or "no association" in (row.last_error or "")
+        outbox.make_due(["node:PACS"])
+    assert store_scp.received() == []
+    Relay(settings.model_copy(update=shown | {"tls_trusted": authority.certificate}), outbox, store).deliver_due()
+    assert only_row(outbox, job).state == "delivered"
+    assert len(store_scp.received()) == 1
 
 
 def test_several_results_share_one_association(
