@@ -16,6 +16,29 @@ from services.dicom.storage import MULTI_FRAME_CT_SOP_CLASSES
 
 Vector = NDArray[np.float64]
 
+# PS3.3 C.7.4.1, C.8.2.1 and C.7.6.18.2.1; for multi-frame instances C.7.6.16.2.2 and C.8.15.3
+_ACQUISITION_KEYWORDS = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "KVP",
+    "ConvolutionKernel",
+    "FrameAcquisitionNumber",
+    "TemporalPositionIndex",
+    "StackID",
+)
+_MACROS = (
+    "FrameContentSequence",
+    "CTImageFrameTypeSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "CTReconstructionSequence",
+    "CTXRayDetailsSequence",
+    "CardiacSynchronizationSequence",
+)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePlane:
@@ -27,6 +50,7 @@ class ImagePlane:
         orientation: ImageOrientationPatient as (2, 3): direction of a row (towards growing column), then of a column;
             None where absent or not orthonormal.
         pixel_spacing_mm: distance between (rows, columns); None where absent or not positive.
+        acquisition: what tells one pass of the scanner, phase or reconstruction from another in the same series.
     """
 
     path: Path
@@ -41,6 +65,7 @@ class ImagePlane:
     slope: float
     intercept: float
     is_localizer: bool
+    acquisition: tuple[str, ...]
 
     @property
     def has_geometry(self) -> bool:
@@ -86,14 +111,8 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
 
 
 def _functional_groups(frame: Dataset, shared: Dataset) -> list[Dataset]:
-    """The macros that place a frame and scale its values: its own before the shared ones (PS3.3 C.7.6.16)."""
-    macros = (
-        "PlanePositionSequence",
-        "PlaneOrientationSequence",
-        "PixelMeasuresSequence",
-        "PixelValueTransformationSequence",
-    )
-    items = [first_item(groups, macro) for macro in macros for groups in (frame, shared)]
+    """The macros that place a frame and say what it shows: its own before the shared ones (PS3.3 C.7.6.16)."""
+    items = [first_item(groups, macro) for macro in _MACROS for groups in (frame, shared)]
     return [item for item in items if item is not None]
 
 
@@ -105,6 +124,9 @@ def _plane(
 
     def scalar(keyword: str, default: float) -> float:
         return next((found for source in sources if (found := number(source, keyword)) is not None), default)
+
+    def words(keyword: str) -> str:
+        return next((found for source in sources if (found := text(source, keyword))), "")
 
     cosines = vector("ImageOrientationPatient", 6)
     spacing = vector("PixelSpacing", 2)
@@ -120,7 +142,8 @@ def _plane(
         pixel_spacing_mm=spacing if spacing is not None and np.all(spacing > 1e-3) else None,
         slope=scalar("RescaleSlope", 1.0),
         intercept=scalar("RescaleIntercept", 0.0),
-        is_localizer="LOCALIZER" in text(header, "ImageType").upper().split("\\"),
+        is_localizer="LOCALIZER" in f"{text(header, 'ImageType')}\\{words('FrameType')}".upper().split("\\"),
+        acquisition=tuple(words(keyword) for keyword in _ACQUISITION_KEYWORDS),
     )
 
 

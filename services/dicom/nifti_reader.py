@@ -18,17 +18,19 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from imaging.errors import InputError, InputTooLarge, NotAnalysable, Reason
+from imaging.sheared_stack import ShearedStack, shear_degrees
 from imaging.volume import CtVolume
 from services.dicom import reason_codes
 from services.dicom.label_nifti import DESCRIPTION, affine_lps_of, smallest_unsigned
 from services.dicom.pixel_reader import AIR_HU, INT16_MAX, exact_hu
-from services.dicom.source_image import MAX_VOXELS, OnProgress, digest_of
-from services.dicom.stack_geometry import MIN_SLICES
+from services.dicom.source_image import OnProgress, digest_of, refuse_too_many_voxels
+from services.dicom.stack_geometry import MAX_TILT_DEGREES, MIN_SLICES
 
 # What may follow the voxels before the file counts as unpacking without end.
 MAX_TRAILING_BYTES = 1 << 20
 # deflate cannot compress better (RFC 1951: 258 bytes per 2 bits): a smaller file cannot hold what its header promises.
 MAX_DEFLATE_RATIO = 1032
+ORTHOGONAL_WITHIN = 2e-3  # cosines between axes
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -39,18 +41,21 @@ class SourceNifti:
 
     Attributes:
         header: the file's own header; label maps are written with its affine, codes and axis order.
+        sheared: how the file's slices lie on the volume's grid; None where they are the grid's slices.
     """
 
     volume: CtVolume
     header: Nifti1Header
     reasons: tuple[Reason, ...] = ()
+    sheared: ShearedStack | None = None
     kind: Literal["nifti"] = "nifti"
 
     def sop_instance_uid_at(self, point_lps_mm: tuple[float, float, float]) -> str | None:
         return None
 
     def nifti_image(self, labels: NDArray[Any]) -> Nifti1Image:
-        data = smallest_unsigned(labels).transpose(2, 1, 0)
+        own = labels if self.sheared is None else self.sheared.on_slices(labels)
+        data = smallest_unsigned(own).transpose(2, 1, 0)
         header = self.header.as_byteswapped("<")
         header.extensions.clear()  # may carry the patient's name
         header.set_data_shape(data.shape)
@@ -69,7 +74,7 @@ class SourceNifti:
         return image
 
     def input_identity(self) -> dict[str, Any]:
-        return {"kind": self.kind, "shape_ijk": list(self.volume.shape_zyx[::-1])}
+        return {"kind": self.kind, "shape_ijk": [int(n) for n in self.header.get_data_shape()[:3]]}
 
     def content_digest(self) -> str:
         return digest_of(self.volume)
@@ -94,7 +99,8 @@ def check_nifti(path: Path) -> None:
 def read_nifti(path: Path, *, on_progress: OnProgress | None = None, exact: bool = False) -> SourceNifti:
     """Read a CT volume in HU from ``.nii`` or ``.nii.gz`` (told apart by content, not by name).
 
-    scl_slope and scl_inter are applied, NaN and values below -1024 become -1024; sform comes before qform.
+    scl_slope and scl_inter are applied, NaN and values below -1024 become -1024; sform comes before qform. Slices
+    sheared by a tilted gantry are moved within their planes onto an orthogonal grid.
 
     Args:
         on_progress: called with the fraction of slices read.
@@ -104,12 +110,22 @@ def read_nifti(path: Path, *, on_progress: OnProgress | None = None, exact: bool
         InputError: no NIfTI-1 or -2 single file, truncated or damaged, not three-dimensional, not one number per voxel;
             `exact`, and HU are not whole, not numbers or do not fit 16 bits.
         InputTooLarge: more than 1e9 voxels, or data without end behind them.
-        NotAnalysable: fewer than 3 slices along some axis; sheared axes.
+        NotAnalysable: fewer than 3 slices along some axis; axes sheared otherwise than by a tilted gantry, or at all
+            where `exact`.
     """
     with _unpacked(path) as stream:
         header = _read_header(stream, path)
         affine_lps, reasons = _affine_lps(header)
         shape = _shape_with_enough_slices(header)
+        sheared = None
+        if (shear := _gantry_tilt_degrees(affine_lps)) is not None:
+            text = f"the slices are sheared by {shear:.1f} degrees"
+            if exact:
+                raise NotAnalysable([Reason(reason_codes.SHEARED, f"{text}: HU would have to be interpolated")])
+            warning = Reason(reason_codes.RESAMPLED, f"{text}: moved within their planes onto an orthogonal grid")
+            reasons = (*reasons, warning)
+            sheared, affine_lps = ShearedStack.of(affine_lps, shape[::-1])
+            refuse_too_many_voxels(sheared.grid_shape_zyx)
         hu = np.empty(shape[::-1], dtype=np.int16)
         slope, intercept = header.get_slope_inter()
         dtype = header.get_data_dtype()
@@ -123,7 +139,8 @@ def read_nifti(path: Path, *, on_progress: OnProgress | None = None, exact: bool
             if on_progress is not None:
                 on_progress((k + 1) / len(hu))
         _read_to_end(stream, path)
-    return SourceNifti(CtVolume(hu, affine_lps), header, reasons)
+    volume = CtVolume(sheared.straightened(hu) if sheared else hu, affine_lps)
+    return SourceNifti(volume, header, reasons, sheared)
 
 
 def _shape_with_enough_slices(header: Nifti1Header) -> tuple[int, int, int]:
@@ -214,8 +231,7 @@ def _check_header(header: Nifti1Header, path: Path) -> None:
         raise NotAnalysable([Reason(reason_codes.TOO_FEW_SLICES, f"{path.name} holds a single slice")])
     if len(extents) != 3 or min(extents) < 1:
         raise InputError(f"{path.name} is not three-dimensional: dim = {dimensions}", code="input.not_3d")
-    if math.prod(extents) > MAX_VOXELS:
-        raise InputTooLarge(f"{path.name} announces {math.prod(extents):,} voxels, at most {MAX_VOXELS:,} are read")
+    refuse_too_many_voxels(extents)
     header.set_data_shape(extents)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -240,12 +256,25 @@ def _affine_lps(header: Nifti1Header) -> tuple[NDArray[np.float64], tuple[Reason
     if not np.all(np.isfinite(affine_ras)) or lengths.min() < 1e-3:
         text = f"the affine {affine_ras.tolist()} gives voxels no size"
         raise NotAnalysable([Reason(reason_codes.NO_GEOMETRY, text)])
-    cosines = steps / lengths
-    skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
-    if skew > 2e-3:
-        angle = np.degrees(np.arcsin(min(1.0, skew)))
-        raise NotAnalysable([Reason(reason_codes.SHEARED, f"the axes are sheared by {angle:.1f} degrees")])
     if header["sform_code"] == 0 and header["qform_code"] == 0:
         text = "neither sform nor qform is set: left and right are assumed, not known"
         return affine_lps_of(affine_ras), (Reason(reason_codes.ORIENTATION_UNKNOWN, text),)
     return affine_lps_of(affine_ras), ()
+
+
+def _gantry_tilt_degrees(affine_lps: NDArray[np.float64]) -> float | None:
+    """By how much the slices (j, i) are sheared along k; None where all axes are orthogonal.
+
+    Raises:
+        NotAnalysable: the axes within a slice are not orthogonal, or no gantry tilts so far.
+    """
+    cosines = affine_lps[:3, :3] / np.linalg.norm(affine_lps[:3, :3], axis=0)
+    skew = np.abs(cosines.T @ cosines - np.eye(3))
+    if skew.max() <= ORTHOGONAL_WITHIN:
+        return None
+    shear = shear_degrees(affine_lps)
+    if skew[1, 2] > ORTHOGONAL_WITHIN or shear > MAX_TILT_DEGREES:
+        angle = np.degrees(np.arcsin(min(1.0, float(skew.max()))))
+        text = f"the axes are sheared by {angle:.1f} degrees, otherwise than by a tilted gantry"
+        raise NotAnalysable([Reason(reason_codes.SHEARED, text)])
+    return shear

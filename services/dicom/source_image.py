@@ -8,14 +8,15 @@ write_results(source, result, directory, identity)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from imaging.errors import Reason
+from imaging.errors import InputTooLarge, Reason
 from imaging.volume import CtVolume
 
 MAX_VOXELS = 1_000_000_000  # of any volume that is read: 2 GB as int16
@@ -56,6 +57,12 @@ class SourceImage(Protocol):
     def content_digest(self) -> str:
         """SHA-256 over what the cascade sees and the result refers to: HU, affine and UIDs."""
         ...
+
+
+def refuse_too_many_voxels(shape: Sequence[int]) -> None:
+    if (count := math.prod(shape)) > MAX_VOXELS:
+        extents = " x ".join(str(n) for n in shape)
+        raise InputTooLarge(f"{extents} voxels are {count:,}, at most {MAX_VOXELS:,} are read")
 
 
 def digest_of(volume: CtVolume, *names: str) -> str:

@@ -11,7 +11,7 @@ from imaging.errors import InputError, Reason
 from services.dicom.headers import read_header
 from services.dicom.input_reader import is_nifti
 from services.dicom.nifti_reader import check_nifti
-from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers
+from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, kind_of
 from services.ingest.zip_archive import unpack_zip
 from services.store.study_store import checked_uid
 
@@ -96,8 +96,8 @@ def _uid(uid: str) -> str | None:
 def _choose(summary: SeriesSummary) -> tuple[SeriesInfo, tuple[Reason, ...]]:
     """The CT series with most slices; the largest comes first in the summary."""
     if not summary.ct_series:
-        found = sorted({series.modality or "unknown" for series in summary.series})
-        text = f"the upload holds {', '.join(found) or 'no image'}, only CT can be segmented"
+        found = sorted({kind_of(series.modality, series.sop_class_uid) for series in summary.series})
+        text = f"the upload holds {', '.join(found) or 'no image'}, only CT images can be segmented"
         raise InputError(text, code="input.modality_not_ct", remedy="send a CT series")
     chosen = summary.ct_series[0]
     warnings = []

@@ -156,11 +156,31 @@ def test_a_hostile_header_is_refused_with_its_code(tmp_path: Path, damage: Calla
     assert error.value.code == code
 
 
-def test_sheared_axes_are_refused(tmp_path: Path) -> None:
+def test_slices_sheared_by_a_tilted_gantry_are_resampled_and_labels_go_back_onto_the_file(tmp_path: Path) -> None:
     affine = AFFINE.copy()
-    affine[1, 2] = 0.7
+    affine[1, 2] = 0.8  # one row per slice, 17.7 degrees
+    path = counting_nifti(tmp_path / "ct.nii", affine=affine)
+    source = read_nifti(path)
+    assert [reason.code for reason in source.reasons] == ["geometry.resampled"]
+    assert "17.7 degrees" in source.reasons[0].text
+    assert source.volume.shape_zyx == (6, 21, 24)
+    assert source.volume.spacing_zyx_mm == pytest.approx((2.5, 0.8, 0.7))
+    written = nibabel.load(path)
+    for i, j, k in ((0, 0, 0), (23, 15, 5), (4, 7, 3)):
+        z, y, x = source.volume.index_zyx((written.affine @ [i, j, k, 1])[:3] * [-1, -1, 1])
+        assert source.volume.hu[round(z), round(y), round(x)] == counting_volume().hu[k, j, i]
+    labels = (source.volume.hu > -500).astype(np.uint16)
+    mask = source.nifti_image(labels)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), counting_volume().hu.transpose(2, 1, 0) > -500)
+    np.testing.assert_array_equal(mask.affine, written.affine)
+
+
+@pytest.mark.parametrize(("row", "axis", "exact"), [(1, 0, False), (1, 2, True)], ids=["within the slices", "exact"])
+def test_otherwise_sheared_axes_are_refused(tmp_path: Path, row: int, axis: int, exact: bool) -> None:
+    affine = AFFINE.copy()
+    affine[row, axis] = 0.3
     with pytest.raises(NotAnalysable) as error:
-        read_nifti(counting_nifti(tmp_path / "ct.nii", affine=affine))
+        read_nifti(counting_nifti(tmp_path / "ct.nii", affine=affine), exact=exact)
     assert error.value.code == "geometry.sheared"
 
 
@@ -185,6 +205,11 @@ def test_all_axis_orders_of_one_volume_give_one_world_image() -> None:
 
 
 @pytest.mark.skipif(not (REAL_DATA / "nifti_nrrd").is_dir(), reason="../shared/data/nifti_nrrd is absent")
-def test_a_tilted_head_as_nifti_is_refused() -> None:
-    with pytest.raises(NotAnalysable, match=r"18\.5 degrees"):
-        read_nifti(REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz")
+def test_a_tilted_head_as_nifti_is_resampled() -> None:
+    path = REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz"
+    source = read_nifti(path)
+    assert "18.5 degrees" in source.reasons[0].text
+    labels = np.ones(source.volume.shape_zyx, dtype=np.uint8)
+    assert (
+        source.nifti_image(labels).shape == nibabel.load(REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz").shape
+    )

@@ -29,6 +29,7 @@ from tests.services.dicom.made_series import (
     made_result,
     oblique_affine,
     removing,
+    tilted_series,
     written_series,
 )
 
@@ -102,6 +103,31 @@ def test_highdicom_and_dcmqi_read_it_back_onto_the_same_voxels(
     assert expected.max() == emboli + 1
     np.testing.assert_array_equal(read_by_highdicom(path, source.volume), expected)
     np.testing.assert_array_equal(read_by_dcmqi(path, source.volume, tmp_path / "dcmqi"), expected)
+
+
+def test_emboli_of_a_tilted_gantry_come_back_on_the_slices_as_acquired(tmp_path: Path) -> None:
+    source = read_series(tilted_series(tmp_path / "series", tilt_degrees=18.5))
+    result = made_result(source.volume)
+    path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY).path
+    assert dciodvfy_errors(path) == []
+    dataset = pydicom.dcmread(path)
+    assert (dataset.Rows, dataset.Columns) == (16, 24)
+    by_uid = dict(zip(source.sop_instance_uids, source.headers, strict=True))
+    found = dict.fromkeys(range(1, 4), 0)
+    for frame, groups in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        assert position == by_uid[image.ReferencedSOPInstanceUID].ImagePositionPatient
+        number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        rows, columns = np.nonzero(frame)
+        # every voxel lies, to half a pixel, where the cascade saw the segment
+        in_plane = np.stack([0.7 * columns, 0.8 * rows, 0 * rows], axis=1)
+        points = np.array([float(value) for value in position]) + in_plane
+        z, y, x = np.rint(source.volume.index_zyx(points)).astype(int).T
+        assert np.all(segment_numbers(result)[z, y, x] == number)
+        found[number] += len(rows)
+    on_slices = source.on_slices(segment_numbers(result))
+    assert found == {number: np.count_nonzero(on_slices == number) for number in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("emboli", [0, 3])
