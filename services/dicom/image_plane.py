@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
-from services.dicom.headers import MALFORMED, first_item, integer, number, numbers, text
+from services.dicom.headers import MALFORMED, first_item, integer, numbers, text
+from services.dicom.hounsfield import Rescale, rescale_of
 from services.dicom.storage import MULTI_FRAME_CT_SOP_CLASSES
 
 Vector = NDArray[np.float64]
@@ -62,8 +63,7 @@ class ImagePlane:
     position_lps_mm: Vector | None
     orientation: Vector | None
     pixel_spacing_mm: Vector | None
-    slope: float
-    intercept: float
+    rescale: Rescale
     is_localizer: bool
     acquisition: tuple[str, ...]
 
@@ -94,7 +94,7 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
             raise NotAnalysable(
                 [Reason(reason_codes.NO_GEOMETRY, f"{path.name}: frames without a position of their own")]
             )
-        return [_plane(path, header, None, rows, columns, [header])]
+        return [_plane(path, header, None, rows, columns, [header], [])]
     try:
         frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
     except MALFORMED as error:
@@ -105,7 +105,7 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
         )
     shared = first_item(header, "SharedFunctionalGroupsSequence") or Dataset()
     return [
-        _plane(path, header, index, rows, columns, _functional_groups(frame, shared))
+        _plane(path, header, index, rows, columns, _functional_groups(frame, shared), [frame, shared])
         for index, frame in enumerate(frames)
     ]
 
@@ -117,13 +117,16 @@ def _functional_groups(frame: Dataset, shared: Dataset) -> list[Dataset]:
 
 
 def _plane(
-    path: Path, header: Dataset, frame_index: int | None, rows: int, columns: int, sources: list[Dataset]
+    path: Path,
+    header: Dataset,
+    frame_index: int | None,
+    rows: int,
+    columns: int,
+    sources: list[Dataset],
+    groups: list[Dataset],
 ) -> ImagePlane:
     def vector(keyword: str, count: int) -> Vector | None:
         return next((found for source in sources if (found := numbers(source, keyword, count)) is not None), None)
-
-    def scalar(keyword: str, default: float) -> float:
-        return next((found for source in sources if (found := number(source, keyword)) is not None), default)
 
     def words(keyword: str) -> str:
         return next((found for source in sources if (found := text(source, keyword))), "")
@@ -140,8 +143,7 @@ def _plane(
         position_lps_mm=vector("ImagePositionPatient", 3),
         orientation=None if cosines is None else _orthonormal(cosines.reshape(2, 3)),
         pixel_spacing_mm=spacing if spacing is not None and np.all(spacing > 1e-3) else None,
-        slope=scalar("RescaleSlope", 1.0),
-        intercept=scalar("RescaleIntercept", 0.0),
+        rescale=rescale_of(header, sources, groups),
         is_localizer="LOCALIZER" in f"{text(header, 'ImageType')}\\{words('FrameType')}".upper().split("\\"),
         acquisition=tuple(words(keyword) for keyword in _ACQUISITION_KEYWORDS),
     )

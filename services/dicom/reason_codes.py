@@ -24,3 +24,4 @@ RESAMPLED = "geometry.resampled"  # warning
 ORIENTATION_UNKNOWN = "geometry.orientation_unknown"  # warning
 
 PIXELS_UNREADABLE = "pixels.unreadable"
+PIXELS_NOT_HU = "pixels.not_hu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -117,6 +118,7 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None,
     reasons = (*reasons, *warnings)
     # asked of the stack alone: a scout may have a frame of reference of its own
     _refuse_different_uids([plane.header for plane in planes], "FrameOfReferenceUID")
+    _refuse_other_than_hu(planes)
     planes, affine = arrange(planes)
     sheared = None
     if tilt := shear_degrees(affine):
@@ -179,6 +181,15 @@ def _refuse_different_uids(headers: Sequence[Dataset], *keywords: str) -> None:
         if (different := len({text(header, keyword) for header in headers})) > 1:
             text_ = f"{different} different values of {keyword}: not one series"
             raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, text_)])
+
+
+def _refuse_other_than_hu(planes: Sequence[ImagePlane]) -> None:
+    """Perfusion maps, iodine maps and the like are stored as CT images too."""
+    causes = Counter(plane.rescale.not_hu for plane in planes if plane.rescale.not_hu is not None)
+    if causes:
+        (cause, _), *_ = causes.most_common(1)
+        text_ = f"{causes.total()} of {len(planes)} images do not hold Hounsfield units: {cause}"
+        raise NotAnalysable([Reason(reason_codes.PIXELS_NOT_HU, text_)])
 
 
 def _distinct_planes(instances: Sequence[tuple[Path, Dataset]]) -> list[ImagePlane]:
