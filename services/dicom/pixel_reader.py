@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
@@ -124,8 +125,9 @@ def _transfer_syntax_uid(dataset: Dataset) -> str:
     """Of the file meta information; guessed, and put there for pydicom, where the file has none."""
     found = text(dataset.file_meta, "TransferSyntaxUID")
     if not found:
-        is_implicit, _ = dataset.original_encoding
-        found = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+        is_implicit, is_little_endian = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+        found = ImplicitVRLittleEndian if is_implicit else explicit
         dataset.file_meta.TransferSyntaxUID = found
     return found
 
