@@ -8,10 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Image
 
 from imaging.errors import InputError, InputTooLarge, NotAnalysable
 from imaging.geometry import to_canonical
-from services.dicom.label_nifti import nifti_of, save_nifti
+from services.dicom.label_nifti import affine_ras_of, nifti_of, save_nifti
 from services.dicom.nifti_reader import check_nifti, read_nifti
 from tests.services.dicom.made_series import REAL_DATA, counting_volume, oblique_affine
 
@@ -105,6 +106,35 @@ def test_metres_become_millimetres(tmp_path: Path) -> None:
 def test_without_sform_and_qform_the_sides_are_assumed_and_that_is_said(tmp_path: Path) -> None:
     path = patched(counting_nifti(tmp_path / "ct.nii"), 252, bytes(4))
     assert [reason.code for reason in read_nifti(path).reasons] == ["geometry.orientation_unknown"]
+
+
+def test_sform_and_qform_that_turn_the_image_differently_are_told(tmp_path: Path) -> None:
+    image = Nifti1Image(counting_volume().hu.transpose(2, 1, 0), AFFINE)
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(AFFINE, code=1)
+    nibabel.save(image, tmp_path / "alike.nii")
+    assert read_nifti(tmp_path / "alike.nii").reasons == ()
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ AFFINE, code=1)
+    nibabel.save(image, tmp_path / "mirrored.nii")
+    source = read_nifti(tmp_path / "mirrored.nii")
+    np.testing.assert_allclose(source.volume.affine_lps, counting_volume().affine_lps, atol=1e-6)
+    assert [reason.code for reason in source.reasons] == ["geometry.orientation_unknown"]
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("image_class", [Nifti1Image, Nifti2Image])
+def test_qform_sform_or_both_place_the_voxels(
+    tmp_path: Path, qform: int, sform: int, image_class: type[Nifti1Image]
+) -> None:
+    affine = affine_ras_of(oblique_affine())
+    image = image_class(counting_volume().hu.transpose(2, 1, 0), affine)
+    image.set_qform(affine, code=qform)
+    image.set_sform(affine if sform else None, code=sform)
+    nibabel.save(image, tmp_path / "ct.nii")
+    source = read_nifti(tmp_path / "ct.nii")
+    np.testing.assert_array_equal(source.volume.hu, counting_volume().hu)
+    np.testing.assert_allclose(source.volume.affine_lps, oblique_affine(), atol=1e-5)
+    assert source.reasons == ()
 
 
 @pytest.mark.parametrize("cut", [10, 40, 200, -1, -9])
