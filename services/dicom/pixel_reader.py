@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     ExplicitVRBigEndian,
@@ -68,18 +68,33 @@ def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
 def _stored_values(plane: ImagePlane) -> NDArray[Any]:
     """Stored values (row, column) of a plane."""
     if plane.frame_index is not None:
-        return pixel_array(plane.path, index=plane.frame_index)
+        stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
+        return _as_meant(stored, plane.header, plane.path)
     dataset = dcmread(plane.path, force=True)
-    transfer_syntax_uid = _transfer_syntax_uid(dataset)
-    if transfer_syntax_uid in DECODED_BY_SIMPLEITK:
+    if _transfer_syntax_uid(dataset) in DECODED_BY_SIMPLEITK:
         return _decoded_by_simpleitk(plane.path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
-    if transfer_syntax_uid in JPEG2000TransferSyntaxes and integer(dataset, "PixelRepresentation") == 0:
-        return _decoded_with_its_sign(dataset)
+    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, plane.path)
+
+
+def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    return syntax in JPEG2000TransferSyntaxes and integer(dataset, "PixelRepresentation") == 0
+
+
+def _decoder_of(dataset: Dataset) -> str:
+    """OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; else pydicom's."""
+    return "pylibjpeg" if _is_unsigned_jpeg_2000(dataset) else ""
+
+
+def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
+    """What the decoder gave, freed of overlays, and with a sign where the codestream has one."""
+    if _is_unsigned_jpeg_2000(dataset):
+        return _with_the_codestreams_sign(stored, path)
     if _overlay_in_pixels(dataset):
-        return _lowest_bits(dataset.pixel_array, integer(dataset, "BitsStored") or 16)
-    return dataset.pixel_array
+        return _lowest_bits(stored, integer(dataset, "BitsStored") or 16)
+    return stored
 
 
 def _decoded_by_simpleitk(path: Path, dataset: Dataset) -> NDArray[Any]:
@@ -98,19 +113,18 @@ def _overlay_in_pixels(dataset: Dataset) -> bool:
     return any(element.value for group in groups if (element := dataset.get((group, 0x0102))) is not None)
 
 
-def _decoded_with_its_sign(dataset: Dataset) -> NDArray[Any]:
-    """JPEG 2000 whose PixelRepresentation says unsigned: with a sign where the codestream has one.
+def _with_the_codestreams_sign(stored: NDArray[Any], path: Path) -> NDArray[Any]:
+    """JPEG 2000 whose PixelRepresentation says unsigned, as its codestream means it.
 
     Decoders disagree about such a contradiction: GDCM and OpenJPEG wrap -1000 around to 64536, Pillow moves every value
     up by half the range. Taken is what the codestream says (PS3.5 8.2.1), since only a negative value can have been
     written as one. The opposite contradiction, an unsigned codestream of values that are signed, is read alike by all:
     its bits are two's complement, as PixelRepresentation says.
     """
-    stored = pixel_array(dataset, decoding_plugin="pylibjpeg")
-    codestream = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    start = codestream.find(b"\xff\x4f\xff\x51")  # SOC and SIZ, ITU-T T.800 A.5.1
-    sign_and_depth = codestream[start + 42]
-    if start < 0 or not sign_and_depth & 0x80:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(b"\xff\x4f\xff\x51")  # SOC and SIZ of the first frame, ITU-T T.800 A.5.1
+        sign_and_depth = content[start + 42] if start >= 0 else 0
+    if not sign_and_depth & 0x80:
         return stored
     return _lowest_bits(stored.view(f"i{stored.itemsize}"), (sign_and_depth & 0x7F) + 1)
 

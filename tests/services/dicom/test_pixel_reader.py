@@ -224,3 +224,15 @@ def test_every_transfer_syntax_gives_the_same_hu(syntax: str) -> None:
     )
     difference = np.abs(hu_of(path) - hu_of(SYNTAXES / "CTImage.dcm"))
     assert difference.mean() <= LOSSY_MEAN_HU.get(syntax, 0)
+
+
+MULTI_FRAME = REAL_DATA / "hard_dicom/enhanced_multiframe_CT0012"
+
+
+@pytest.mark.skipif(not MULTI_FRAME.is_dir(), reason="../shared/data/hard_dicom/enhanced_multiframe_CT0012 is absent")
+@pytest.mark.parametrize("encoding", ["fragmented_no_bot_jpeg_lossless.70", "fragmented_no_bot_jpeg_ls.80", "*rle"])
+def test_frames_in_fragments_without_an_offset_table_are_read(encoding: str) -> None:
+    (path,) = MULTI_FRAME.glob(f"CT0012.{encoding}.dcm")
+    plain = MULTI_FRAME / "CT0012.explicit_little_endian.dcm"
+    for plane, expected in zip(planes_of(path, read_header(path)), planes_of(plain, read_header(plain)), strict=True):
+        np.testing.assert_array_equal(read_hu(plane, exact=True), read_hu(expected, exact=True))

@@ -105,19 +105,27 @@ def test_highdicom_and_dcmqi_read_it_back_onto_the_same_voxels(
     np.testing.assert_array_equal(read_by_dcmqi(path, source.volume, tmp_path / "dcmqi"), expected)
 
 
-def test_emboli_of_a_tilted_gantry_come_back_on_the_slices_as_acquired(tmp_path: Path) -> None:
-    source = read_series(tilted_series(tmp_path / "series", tilt_degrees=18.5))
+@pytest.mark.parametrize("multi_frame", [False, True], ids=["slices", "frames"])
+def test_emboli_of_a_tilted_gantry_come_back_on_the_slices_as_acquired(tmp_path: Path, multi_frame: bool) -> None:
+    if multi_frame:
+        order = [3, 0, 5, 1, 4, 2]
+        enhanced = tmp_path / "enhanced.dcm"
+        source = read_series([written_multi_frame(counting_volume(), enhanced, frame_order=order, tilt_degrees=18.5)])
+    else:
+        source = read_series(tilted_series(tmp_path / "series", tilt_degrees=18.5))
     result = made_result(source.volume)
     path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY).path
     assert dciodvfy_errors(path) == []
     dataset = pydicom.dcmread(path)
     assert (dataset.Rows, dataset.Columns) == (16, 24)
-    by_uid = dict(zip(source.sop_instance_uids, source.headers, strict=True))
+    places = [tuple(source.position_lps_mm(index)) for index in range(6)]
+    place_of = dict(zip(zip(source.sop_instance_uids, source.frame_indices, strict=True), places, strict=True))
     found = dict.fromkeys(range(1, 4), 0)
     for frame, groups in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         image = groups.DerivationImageSequence[0].SourceImageSequence[0]
         position = groups.PlanePositionSequence[0].ImagePositionPatient
-        assert position == by_uid[image.ReferencedSOPInstanceUID].ImagePositionPatient
+        frame_index = image.ReferencedFrameNumber - 1 if multi_frame else 0
+        assert position == pytest.approx(place_of[image.ReferencedSOPInstanceUID, frame_index])
         number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         rows, columns = np.nonzero(frame)
         # every voxel lies, to half a pixel, where the cascade saw the segment

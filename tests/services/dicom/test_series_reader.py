@@ -6,13 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import (
+    UID,
+    EnhancedCTImageStorage,
+    JPEG2000Lossless,
+    LegacyConvertedEnhancedCTImageStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from imaging.errors import InputError, NotAnalysable
 from services.dicom.series_reader import inspect_headers, read_series
 from services.dicom.uids import derive_uid
+from tests.services.dicom.made_multi_frame import written_multi_frame
 from tests.services.dicom.made_series import (
     axial_affine,
     counting_volume,
@@ -325,17 +333,53 @@ def test_what_is_not_dicom_is_named(tmp_path: Path, content: bytes) -> None:
         assert error.value.code == "input.not_dicom"
 
 
-def test_an_enhanced_multi_frame_series_is_read_like_its_slices(tmp_path: Path) -> None:
-    from tests.services.dicom.made_multi_frame import written_multi_frame
-
+@pytest.mark.parametrize("sop_class_uid", [EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage])
+def test_a_multi_frame_instance_is_read_like_its_slices(tmp_path: Path, sop_class_uid: UID) -> None:
     volume = counting_volume(affine=oblique_affine())
-    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=[3, 0, 5, 1, 4, 2])
+    order = [3, 0, 5, 1, 4, 2]
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=order, sop_class_uid=sop_class_uid)
     source = read_series([path])
     np.testing.assert_array_equal(source.volume.hu, volume.hu)
     np.testing.assert_allclose(source.volume.affine_lps, volume.affine_lps, atol=1e-6)
     assert source.frame_indices == (1, 3, 5, 0, 4, 2)
     assert len(source.headers) == 1
     assert len(set(source.sop_instance_uids)) == 1
+
+
+def test_frames_of_a_tilted_gantry_are_resampled(tmp_path: Path) -> None:
+    frames, slices = tmp_path / "enhanced.dcm", tmp_path / "slices"
+    source = read_series([written_multi_frame(counting_volume(), frames, frame_order=range(6), tilt_degrees=15)])
+    expected = read_series(tilted_series(slices, tilt_degrees=15)).volume
+    assert [reason.code for reason in source.reasons] == ["geometry.resampled"]
+    np.testing.assert_array_equal(source.volume.hu, expected.hu)
+    np.testing.assert_allclose(source.volume.affine_lps, expected.affine_lps, atol=1e-6)
+
+
+def test_phases_and_gaps_among_frames_are_refused(tmp_path: Path) -> None:
+    path = written_multi_frame(counting_volume(), tmp_path / "gap.dcm", frame_order=[0, 1, 2, 4, 5])
+    assert refusal_of([path]) == ["geometry.missing_slices"]
+    path = written_multi_frame(counting_volume(), tmp_path / "phases.dcm", frame_order=[0, 1, 2, 3, 0, 1, 2, 3])
+
+    def tell_phases(dataset: Dataset) -> None:
+        for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            frame.FrameContentSequence = [Dataset()]
+            frame.FrameContentSequence[0].TemporalPositionIndex = number // 4 + 1
+
+    edit(path, tell_phases)
+    assert refusal_of([path]) == ["input.multiple_phases"]
+
+
+def test_frames_of_a_signed_jpeg_2000_under_an_unsigned_header_keep_their_sign(tmp_path: Path) -> None:
+    volume = counting_volume((4, 64, 64))
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=range(4))
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData, dataset.PixelRepresentation = volume.hu.astype("<i2").tobytes(), 1
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.PixelValueTransformationSequence[0].RescaleIntercept = "0"
+    dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+    dataset.PixelRepresentation = 0
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_series([path]).volume.hu, volume.hu)
 
 
 def test_headers_tell_the_series_apart(tmp_path: Path) -> None:
