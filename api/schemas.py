@@ -38,7 +38,7 @@ class LesionSchema(Schema):
     max_diameter_mm: float
     mean_hu: float
     artery_level: ArteryLevel
-    sop_instance_uid: str | None = Field(description="Source image that shows the peak; null for NIfTI input")
+    sop_instance_uid: str | None = Field(description="Source image that shows the peak; null for NIfTI and NRRD input")
 
 
 class FindingsSchema(Schema):
@@ -98,7 +98,7 @@ class JobSummarySchema(Schema):
     queue_position: int | None = Field(description="Jobs that start before this one; null unless queued")
     priority: Priority
     source: Source
-    input_kind: Literal["dicom", "nifti"]
+    input_kind: Literal["dicom", "nifti", "nrrd"]
     calling_ae_title: str | None = Field(description="Who sent it by C-STORE")
     study_instance_uid: str | None
     series_instance_uid: str | None

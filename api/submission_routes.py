@@ -34,7 +34,7 @@ _RETRY_AFTER_S = 5
 _UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "DICOM files of one series, a zip of them, or one NIfTI; content decides, not names",
+        "description": "DICOM files of one series, a zip of them, one NIfTI or one NRRD; content decides, not names",
         "content": {
             "multipart/form-data": {
                 "schema": {

@@ -13,7 +13,10 @@ _SUFFIXES = (".nii", ".nii.gz")
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", exists=True, help="A NIfTI, or a folder or zip of one DICOM CT series.")
+        Path,
+        typer.Argument(
+            metavar="INPUT", exists=True, help="A NIfTI or NRRD, or a folder or zip of one DICOM CT series."
+        ),
     ],
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="A new folder for DICOM; a .nii or .nii.gz file for NIfTI.")
@@ -34,10 +37,12 @@ def convert(
     from cli.stage_bars import StageBars
     from services.dicom.conversion import dicom_to_nifti, nifti_to_dicom
     from services.dicom.input_reader import is_nifti
+    from services.dicom.nrrd_reader import is_nrrd
 
     from_nifti = source.is_file() and is_nifti(source)
     to_nifti = output.name.endswith(_SUFFIXES)
-    if from_nifti == to_nifti:
+    from_nrrd = source.is_file() and is_nrrd(source)  # becomes either
+    if from_nifti == to_nifti and not from_nrrd:
         kind = "NIfTI" if from_nifti else "DICOM"
         raise typer.BadParameter(
             f"{source.name} is {kind} and so would {output.name} be: the output is a .nii.gz file for DICOM, "

@@ -19,7 +19,7 @@ _RESULT_FILES = ("findings.json", "mask.nii.gz", "artery.nii.gz", "seg.dcm", "pr
 
 
 def segment(
-    path: Annotated[Path, typer.Argument(exists=True, help="DICOM folder, zip, one DICOM file, .nii or .nii.gz.")],
+    path: Annotated[Path, typer.Argument(exists=True, help="DICOM folder, zip or file, .nii, .nii.gz or .nrrd.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; made if need be.", file_okay=False)],
     min_score: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="List candidates down to this score; default: the package's.")

@@ -70,7 +70,7 @@ def _not_dicom(path: Path) -> InputError:
     return InputError(
         f"{path.name} is not a DICOM file",
         code="input.not_dicom",
-        remedy="hand in DICOM files, a zip of them, or NIfTI",
+        remedy="hand in DICOM files, a zip of them, one NIfTI or one NRRD",
     )
 
 

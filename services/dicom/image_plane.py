@@ -11,10 +11,34 @@ from pydicom.dataset import Dataset
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
-from services.dicom.headers import MALFORMED, first_item, integer, number, numbers, text
+from services.dicom.headers import MALFORMED, first_item, integer, numbers, text
+from services.dicom.hounsfield import Rescale, rescale_of
 from services.dicom.storage import MULTI_FRAME_CT_SOP_CLASSES
 
 Vector = NDArray[np.float64]
+
+# PS3.3 C.7.4.1, C.8.2.1 and C.7.6.18.2.1; for multi-frame instances C.7.6.16.2.2 and C.8.15.3
+_ACQUISITION_KEYWORDS = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "KVP",
+    "ConvolutionKernel",
+    "FrameAcquisitionNumber",
+    "TemporalPositionIndex",
+    "StackID",
+)
+_MACROS = (
+    "FrameContentSequence",
+    "CTImageFrameTypeSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "CTReconstructionSequence",
+    "CTXRayDetailsSequence",
+    "CardiacSynchronizationSequence",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +51,7 @@ class ImagePlane:
         orientation: ImageOrientationPatient as (2, 3): direction of a row (towards growing column), then of a column;
             None where absent or not orthonormal.
         pixel_spacing_mm: distance between (rows, columns); None where absent or not positive.
+        acquisition: what tells one pass of the scanner, phase or reconstruction from another in the same series.
     """
 
     path: Path
@@ -38,9 +63,9 @@ class ImagePlane:
     position_lps_mm: Vector | None
     orientation: Vector | None
     pixel_spacing_mm: Vector | None
-    slope: float
-    intercept: float
+    rescale: Rescale
     is_localizer: bool
+    acquisition: tuple[str, ...]
 
     @property
     def has_geometry(self) -> bool:
@@ -69,7 +94,7 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
             raise NotAnalysable(
                 [Reason(reason_codes.NO_GEOMETRY, f"{path.name}: frames without a position of their own")]
             )
-        return [_plane(path, header, None, rows, columns, [header])]
+        return [_plane(path, header, None, rows, columns, [header], [])]
     try:
         frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
     except MALFORMED as error:
@@ -80,31 +105,31 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
         )
     shared = first_item(header, "SharedFunctionalGroupsSequence") or Dataset()
     return [
-        _plane(path, header, index, rows, columns, _functional_groups(frame, shared))
+        _plane(path, header, index, rows, columns, _functional_groups(frame, shared), [frame, shared])
         for index, frame in enumerate(frames)
     ]
 
 
 def _functional_groups(frame: Dataset, shared: Dataset) -> list[Dataset]:
-    """The macros that place a frame and scale its values: its own before the shared ones (PS3.3 C.7.6.16)."""
-    macros = (
-        "PlanePositionSequence",
-        "PlaneOrientationSequence",
-        "PixelMeasuresSequence",
-        "PixelValueTransformationSequence",
-    )
-    items = [first_item(groups, macro) for macro in macros for groups in (frame, shared)]
+    """The macros that place a frame and say what it shows: its own before the shared ones (PS3.3 C.7.6.16)."""
+    items = [first_item(groups, macro) for macro in _MACROS for groups in (frame, shared)]
     return [item for item in items if item is not None]
 
 
 def _plane(
-    path: Path, header: Dataset, frame_index: int | None, rows: int, columns: int, sources: list[Dataset]
+    path: Path,
+    header: Dataset,
+    frame_index: int | None,
+    rows: int,
+    columns: int,
+    sources: list[Dataset],
+    groups: list[Dataset],
 ) -> ImagePlane:
     def vector(keyword: str, count: int) -> Vector | None:
         return next((found for source in sources if (found := numbers(source, keyword, count)) is not None), None)
 
-    def scalar(keyword: str, default: float) -> float:
-        return next((found for source in sources if (found := number(source, keyword)) is not None), default)
+    def words(keyword: str) -> str:
+        return next((found for source in sources if (found := text(source, keyword))), "")
 
     cosines = vector("ImageOrientationPatient", 6)
     spacing = vector("PixelSpacing", 2)
@@ -118,9 +143,9 @@ def _plane(
         position_lps_mm=vector("ImagePositionPatient", 3),
         orientation=None if cosines is None else _orthonormal(cosines.reshape(2, 3)),
         pixel_spacing_mm=spacing if spacing is not None and np.all(spacing > 1e-3) else None,
-        slope=scalar("RescaleSlope", 1.0),
-        intercept=scalar("RescaleIntercept", 0.0),
-        is_localizer="LOCALIZER" in text(header, "ImageType").upper().split("\\"),
+        rescale=rescale_of(header, sources, groups),
+        is_localizer="LOCALIZER" in f"{text(header, 'ImageType')}\\{words('FrameType')}".upper().split("\\"),
+        acquisition=tuple(words(keyword) for keyword in _ACQUISITION_KEYWORDS),
     )
 
 

@@ -1,4 +1,4 @@
-"""One door for every kind of image: DICOM files, a folder of them, or one NIfTI."""
+"""One door for every kind of image: DICOM files, a folder of them, one NIfTI or one NRRD."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
 from services.dicom.nifti_reader import SourceNifti, read_nifti
+from services.dicom.nrrd_reader import SourceNrrd, is_nrrd, read_nrrd
 from services.dicom.series_reader import SourceSeries, inspect_headers, read_series
 from services.dicom.source_image import OnProgress
+from services.dicom.voxel_stream import GZIP_MAGIC, opened
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_SIZES = {348, 540}  # sizeof_hdr of NIfTI-1 and NIfTI-2, the first four bytes
 
 
@@ -21,20 +22,22 @@ def is_nifti(path: Path) -> bool:
 
     Anything compressed with gzip counts as one; `check_nifti` looks inside.
     """
-    try:
-        with path.open("rb") as file:
-            first = file.read(4)
-    except OSError as error:
-        raise InputError(f"cannot read {path.name}: {error.strerror}", code="input.unreadable") from error
+    with opened(path) as file:
+        first = file.read(4)
     sizes = {int.from_bytes(first, "little"), int.from_bytes(first, "big")} if len(first) == 4 else set()
-    by_content = first[:2] == _GZIP_MAGIC or bool(sizes & _HEADER_SIZES)
+    by_content = first[:2] == GZIP_MAGIC or bool(sizes & _HEADER_SIZES)
     return by_content or path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a file is a whole volume, NIfTI or NRRD, and no DICOM instance."""
+    return is_nrrd(path) or is_nifti(path)
 
 
 def read_input(
     path: Path | Sequence[Path], *, on_progress: OnProgress | None = None, exact: bool = False
-) -> SourceSeries | SourceNifti:
-    """Read one CT image. Both results are a `SourceImage`: `.volume`, `.reasons`, and what the writers need.
+) -> SourceSeries | SourceNifti | SourceNrrd:
+    """Read one CT image. All results are a `SourceImage`: `.volume`, `.reasons`, and what the writers need.
 
     Args:
         path: a folder, one file, or files. DICOM objects of other series (reports, earlier results, scouts of their
@@ -49,10 +52,15 @@ def read_input(
     files = _files(path)
     if not files:
         raise InputError("no files were handed in", code="input.empty")
-    if any(is_nifti(file) for file in files):
+    if any(is_volume_file(file) for file in files):
         if len(files) > 1:
-            raise InputError(f"{len(files)} files with a NIfTI among them, one NIfTI is read at a time")
-        return read_nifti(files[0], on_progress=on_progress, exact=exact)
+            raise InputError(
+                f"{len(files)} files with a NIfTI or NRRD among them",
+                code="input.several_volumes",
+                remedy="hand in one at a time",
+            )
+        read = read_nrrd if is_nrrd(files[0]) else read_nifti
+        return read(files[0], on_progress=on_progress, exact=exact)
     return _read_dicom(files, on_progress, exact=exact)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,16 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
 )
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
-from services.dicom.headers import MALFORMED, integer, text
+from services.dicom.headers import MALFORMED, integer, number, text
 from services.dicom.image_plane import ImagePlane
 
 # Air in a CT image; whatever lies below was never measured (circle outside the reconstruction, -2000 or -3024).
@@ -42,13 +46,14 @@ def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
         OSError: the file system refuses, which says nothing about the image.
     """
     try:
-        stored, slope, intercept = _stored_values(plane)
+        stored = _stored_values(plane)
     except (*MALFORMED, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _unreadable(plane, f"{type(error).__name__}: {error}") from error
     if stored.shape != (plane.rows, plane.columns):
         raise _unreadable(plane, f"decoded to {stored.shape}, announced {(plane.rows, plane.columns)}")
+    slope, intercept = plane.rescale.slope, plane.rescale.intercept
     if exact:
         return exact_hu(stored, slope, intercept)
     return to_hu(stored, slope, intercept, padding=_padding_range(plane.header))
@@ -60,30 +65,83 @@ def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
     return NotAnalysable([Reason(reason_codes.PIXELS_UNREADABLE, message)])
 
 
-def _stored_values(plane: ImagePlane) -> tuple[NDArray[Any], float, float]:
-    """Stored values (row, column) with the slope and intercept that are still to be applied."""
+def _stored_values(plane: ImagePlane) -> NDArray[Any]:
+    """Stored values (row, column) of a plane."""
     if plane.frame_index is not None:
-        return pixel_array(plane.path, index=plane.frame_index), plane.slope, plane.intercept
+        stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
+        return _as_meant(stored, plane.header, plane.path)
     dataset = dcmread(plane.path, force=True)
-    transfer_syntax_uid = _transfer_syntax_uid(dataset)
-    if transfer_syntax_uid in DECODED_BY_SIMPLEITK:
-        import SimpleITK  # here: 140 MB that the gateway, which only looks at headers, does without
-
-        values: NDArray[Any] = SimpleITK.GetArrayFromImage(
-            SimpleITK.ReadImage(str(plane.path))
-        )  # GDCM has applied the rescale already
-        return values.reshape(values.shape[-2:]), 1.0, 0.0
+    if _transfer_syntax_uid(dataset) in DECODED_BY_SIMPLEITK:
+        return _decoded_by_simpleitk(plane.path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
-    return dataset.pixel_array, plane.slope, plane.intercept
+    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, plane.path)
+
+
+def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    return syntax in JPEG2000TransferSyntaxes and integer(dataset, "PixelRepresentation") == 0
+
+
+def _decoder_of(dataset: Dataset) -> str:
+    """OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; else pydicom's."""
+    return "pylibjpeg" if _is_unsigned_jpeg_2000(dataset) else ""
+
+
+def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
+    """What the decoder gave, freed of overlays, and with a sign where the codestream has one."""
+    if _is_unsigned_jpeg_2000(dataset):
+        return _with_the_codestreams_sign(stored, path)
+    if _overlay_in_pixels(dataset):
+        return _lowest_bits(stored, integer(dataset, "BitsStored") or 16)
+    return stored
+
+
+def _decoded_by_simpleitk(path: Path, dataset: Dataset) -> NDArray[Any]:
+    import SimpleITK  # here: 140 MB that the gateway, which only looks at headers, does without
+
+    values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    # GDCM has applied the rescale already; it is taken back, since padding is told by stored values
+    slope, intercept = number(dataset, "RescaleSlope") or 1.0, number(dataset, "RescaleIntercept") or 0.0
+    stored = np.rint((values - intercept) / slope)
+    return np.asarray(stored.reshape(values.shape[-2:]), dtype=np.int32)
+
+
+def _overlay_in_pixels(dataset: Dataset) -> bool:
+    """Whether high bits of the stored values hold an overlay, as before 2004 (PS3.5 8.1.2, retired)."""
+    groups = range(0x6000, 0x6020, 2)
+    return any(element.value for group in groups if (element := dataset.get((group, 0x0102))) is not None)
+
+
+def _with_the_codestreams_sign(stored: NDArray[Any], path: Path) -> NDArray[Any]:
+    """JPEG 2000 whose PixelRepresentation says unsigned, as its codestream means it.
+
+    Decoders disagree about such a contradiction: GDCM and OpenJPEG wrap -1000 around to 64536, Pillow moves every value
+    up by half the range. Taken is what the codestream says (PS3.5 8.2.1), since only a negative value can have been
+    written as one. The opposite contradiction, an unsigned codestream of values that are signed, is read alike by all:
+    its bits are two's complement, as PixelRepresentation says.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(b"\xff\x4f\xff\x51")  # SOC and SIZ of the first frame, ITU-T T.800 A.5.1
+        sign_and_depth = content[start + 42] if start >= 0 else 0
+    if not sign_and_depth & 0x80:
+        return stored
+    return _lowest_bits(stored.view(f"i{stored.itemsize}"), (sign_and_depth & 0x7F) + 1)
+
+
+def _lowest_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Whole numbers of so many bits, as they were before higher bits were used otherwise."""
+    unused = stored.itemsize * 8 - bits
+    return stored << unused >> unused
 
 
 def _transfer_syntax_uid(dataset: Dataset) -> str:
     """Of the file meta information; guessed, and put there for pydicom, where the file has none."""
     found = text(dataset.file_meta, "TransferSyntaxUID")
     if not found:
-        is_implicit, _ = dataset.original_encoding
-        found = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+        is_implicit, is_little_endian = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+        found = ImplicitVRLittleEndian if is_implicit else explicit
         dataset.file_meta.TransferSyntaxUID = found
     return found
 

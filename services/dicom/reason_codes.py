@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MODALITY_NOT_CT = "input.modality_not_ct"
 MULTIPLE_SERIES = "input.multiple_series"
+MULTIPLE_PHASES = "input.multiple_phases"
 MULTIPLE_PATIENTS = "input.multiple_patients"
 DUPLICATE_SOP_INSTANCE_UID = "input.duplicate_sop_instance_uid"
 OTHER_OBJECTS_IGNORED = "input.other_objects_ignored"  # warning
@@ -19,6 +20,8 @@ UNEQUAL_SPACING = "geometry.unequal_spacing"
 MISSING_SLICES = "geometry.missing_slices"
 DUPLICATE_POSITIONS = "geometry.duplicate_positions"
 LOCALIZER_IGNORED = "geometry.localizer_ignored"  # warning
+RESAMPLED = "geometry.resampled"  # warning
 ORIENTATION_UNKNOWN = "geometry.orientation_unknown"  # warning
 
 PIXELS_UNREADABLE = "pixels.unreadable"
+PIXELS_NOT_HU = "pixels.not_hu"

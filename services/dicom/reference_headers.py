@@ -80,7 +80,7 @@ def _common_header(source: SourceSeries) -> Dataset:
     header.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
     header.SOPClassUID = text(first, "SOPClassUID")
     header.Modality = "CT"
-    header.Rows, header.Columns = source.volume.shape_zyx[1:]
+    header.Rows, header.Columns = source.rows_and_columns
     return header
 
 
@@ -112,9 +112,7 @@ def _single_frame_header(source: SourceSeries, common: Dataset, index: int) -> D
     header.SOPInstanceUID = source.sop_instance_uids[index]
     # The position as the source writes it, so that viewers find the slice; orientation and spacing free of rounding
     position = numbers(source.headers[index], "ImagePositionPatient", 3)
-    header.ImagePositionPatient = decimal_strings(
-        source.volume.point_lps_mm((index, 0, 0)) if position is None else position
-    )
+    header.ImagePositionPatient = decimal_strings(source.position_lps_mm(index) if position is None else position)
     _place(source, header, header)
     return header
 
@@ -133,7 +131,7 @@ def _multi_frame_header(source: SourceSeries, common: Dataset) -> Dataset:
     frames = []
     for index in np.argsort(source.frame_indices):
         position, frame = Dataset(), Dataset()
-        position.ImagePositionPatient = decimal_strings(source.volume.point_lps_mm((index, 0, 0)))
+        position.ImagePositionPatient = decimal_strings(source.position_lps_mm(index))
         frame.PlanePositionSequence = DicomSequence([position])
         frames.append(frame)
     header.PerFrameFunctionalGroupsSequence = DicomSequence(frames)

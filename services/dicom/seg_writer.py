@@ -107,7 +107,7 @@ def segment_numbers(result: SegmentationResult) -> NDArray[Any]:
 
 def _segmentation(source: SourceSeries, result: SegmentationResult, identity: ResultIdentity) -> Segmentation:
     headers = reference_headers(source)
-    numbers = segment_numbers(result)
+    numbers = source.on_slices(segment_numbers(result))
     if source.is_multi_frame:  # planes in the order of the source's frames
         numbers = numbers[np.argsort(source.frame_indices)]
     date, time = _content_date_time(source)

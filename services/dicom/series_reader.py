@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -14,19 +15,22 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from imaging.errors import InputError, InputTooLarge, NotAnalysable, Reason
+from imaging.errors import InputError, NotAnalysable, Reason
+from imaging.sheared_stack import ShearedStack, shear_degrees
 from imaging.volume import CtVolume, Hu
 from services.dicom import reason_codes
 from services.dicom.headers import is_directory, read_header, text
 from services.dicom.image_plane import ImagePlane, is_multi_frame, planes_of
 from services.dicom.label_nifti import nifti_of
 from services.dicom.pixel_reader import read_hu
-from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, modality_of
-from services.dicom.source_image import MAX_VOXELS, OnProgress, digest_of
+from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, kind_of, modality_of
+from services.dicom.source_image import OnProgress, digest_of, refuse_too_many_voxels
 from services.dicom.stack_geometry import arrange, drop_localizers
+from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 
 __all__ = ["SeriesInfo", "SeriesSummary", "SourceSeries", "inspect_headers", "read_series"]
 
+CT_CLASSES = frozenset(CT_STORAGE_SOP_CLASSES.values())
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -35,11 +39,12 @@ class SourceSeries:
     """A CT series that has been read; a `SourceImage`.
 
     Attributes:
-        volume: HU, slices sorted along the normal of the image plane.
+        volume: HU, slices sorted along the normal of the image plane; of a tilted gantry on an orthogonal grid.
         headers: data sets without pixel data, one per slice in volume order; for a multi-frame instance its only one.
         sop_instance_uids: one per slice (the same for all frames of one instance).
         frame_indices: 0-based frame of each slice within its instance; all 0 for single-frame instances.
         reasons: warnings, e.g. localizers that were left out.
+        sheared: how the slices of a tilted gantry lie on the volume's grid; None where they are the grid's slices.
     """
 
     volume: CtVolume
@@ -49,11 +54,27 @@ class SourceSeries:
     series_instance_uid: str
     reasons: tuple[Reason, ...] = ()
     frame_indices: tuple[int, ...] = ()
+    sheared: ShearedStack | None = None
     kind: Literal["dicom"] = "dicom"
 
     @property
     def is_multi_frame(self) -> bool:
         return len(self.headers) == 1
+
+    @property
+    def rows_and_columns(self) -> tuple[int, int]:
+        """Of a slice as acquired."""
+        _, rows, columns = self.volume.shape_zyx if self.sheared is None else self.sheared.shape_zyx
+        return rows, columns
+
+    def position_lps_mm(self, index: int) -> NDArray[np.float64]:
+        """Centre of the first voxel of a slice as acquired."""
+        row, column = (0.0, 0.0) if self.sheared is None else self.sheared.offsets_px[index]
+        return self.volume.point_lps_mm((index, row, column))
+
+    def on_slices(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Labels (z, y, x) on the volume's grid -> on the slices as acquired, in volume order."""
+        return labels if self.sheared is None else self.sheared.on_slices(labels)
 
     def with_reasons(self, *reasons: Reason) -> SourceSeries:
         return replace(self, reasons=(*self.reasons, *reasons))
@@ -91,27 +112,60 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None,
         NotAnalysable: no regular CT stack; codes in `reason_codes`.
     """
     instances = [(path, header) for path in paths if not is_directory(header := read_header(path))]
-    _refuse_other_than_one_ct_series([header for _, header in instances])
-    planes, reasons = drop_localizers(_distinct_planes(instances))
+    images, reasons = _ct_images(instances)
+    _refuse_other_than_one_ct_series([header for _, header in images])
+    planes, warnings = drop_localizers(_distinct_planes(images))
+    reasons = (*reasons, *warnings)
     # asked of the stack alone: a scout may have a frame of reference of its own
     _refuse_different_uids([plane.header for plane in planes], "FrameOfReferenceUID")
+    _refuse_other_than_hu(planes)
     planes, affine = arrange(planes)
+    sheared = None
+    if tilt := shear_degrees(affine):
+        text_ = f"slices are sheared by {tilt:.1f} degrees (gantry tilt)"
+        if exact:
+            raise NotAnalysable([Reason(reason_codes.GANTRY_TILT, f"{text_}: HU would have to be interpolated")])
+        warning = Reason(reason_codes.RESAMPLED, f"{text_}: moved within their planes onto an orthogonal grid")
+        reasons = (*reasons, warning)
+        sheared, affine = ShearedStack.of(affine, (len(planes), planes[0].rows, planes[0].columns))
+    refuse_too_many_voxels(sheared.grid_shape_zyx if sheared else (len(planes), planes[0].rows, planes[0].columns))
     hu = _decode(planes, on_progress, exact=exact)
     multi_frame = planes[0].frame_index is not None
     return SourceSeries(
-        volume=CtVolume(hu, affine),
+        volume=CtVolume(sheared.straightened(hu) if sheared else hu, affine),
         headers=(planes[0].header,) if multi_frame else tuple(plane.header for plane in planes),
         sop_instance_uids=tuple(plane.sop_instance_uid for plane in planes),
         study_instance_uid=text(planes[0].header, "StudyInstanceUID"),
         series_instance_uid=text(planes[0].header, "SeriesInstanceUID"),
         reasons=reasons,
         frame_indices=tuple(plane.frame_index or 0 for plane in planes),
+        sheared=sheared,
     )
 
 
-def _refuse_other_than_one_ct_series(headers: Sequence[Dataset]) -> None:
-    if not headers:
+_Instance = tuple[Path, Dataset]
+
+
+def _ct_images(instances: Sequence[_Instance]) -> tuple[list[_Instance], tuple[Reason, ...]]:
+    """The instances of a CT storage class, and a warning about others (secondary captures, reports) beside them.
+
+    Raises:
+        NotAnalysable: there are only others.
+    """
+    if not instances:
         raise InputError("no DICOM images were handed in", code="input.empty")
+    images = [instance for instance in instances if text(instance[1], "SOPClassUID") in CT_CLASSES]
+    if not images:
+        kinds = sorted({kind_of(modality_of(header), text(header, "SOPClassUID")) for _, header in instances})
+        text_ = f"the series holds {', '.join(kinds)}, only CT images can be analysed"
+        raise NotAnalysable([Reason(reason_codes.MODALITY_NOT_CT, text_)])
+    if not (others := len(instances) - len(images)):
+        return images, ()
+    warning = f"{others} objects of the series that are not CT images were ignored"
+    return images, (Reason(reason_codes.OTHER_OBJECTS_IGNORED, warning),)
+
+
+def _refuse_other_than_one_ct_series(headers: Sequence[Dataset]) -> None:
     if foreign := sorted({modality_of(header) or "unknown" for header in headers} - {"CT"}):
         text_ = f"modality is {', '.join(foreign)}, only CT can be analysed"
         raise NotAnalysable([Reason(reason_codes.MODALITY_NOT_CT, text_)])
@@ -127,6 +181,15 @@ def _refuse_different_uids(headers: Sequence[Dataset], *keywords: str) -> None:
         if (different := len({text(header, keyword) for header in headers})) > 1:
             text_ = f"{different} different values of {keyword}: not one series"
             raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, text_)])
+
+
+def _refuse_other_than_hu(planes: Sequence[ImagePlane]) -> None:
+    """Perfusion maps, iodine maps and the like are stored as CT images too."""
+    causes = Counter(plane.rescale.not_hu for plane in planes if plane.rescale.not_hu is not None)
+    if causes:
+        (cause, _), *_ = causes.most_common(1)
+        text_ = f"{causes.total()} of {len(planes)} images do not hold Hounsfield units: {cause}"
+        raise NotAnalysable([Reason(reason_codes.PIXELS_NOT_HU, text_)])
 
 
 def _distinct_planes(instances: Sequence[tuple[Path, Dataset]]) -> list[ImagePlane]:
@@ -153,10 +216,7 @@ def _are_copies(planes: Sequence[ImagePlane], others: Sequence[ImagePlane]) -> b
 
 
 def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None, *, exact: bool) -> Hu:
-    shape = (len(planes), planes[0].rows, planes[0].columns)
-    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
-        raise InputTooLarge(f"{shape[2]} x {shape[1]} x {shape[0]} voxels, at most {MAX_VOXELS:,} are read")
-    hu = np.empty(shape, dtype=np.int16)
+    hu = np.empty((len(planes), planes[0].rows, planes[0].columns), dtype=np.int16)
 
     def decode_into(index: int) -> None:
         hu[index] = read_hu(planes[index], exact=exact)

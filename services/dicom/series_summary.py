@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from imaging.errors import InputError
 from services.dicom.headers import integer, is_directory, number, numbers, read_header, text
@@ -116,6 +117,11 @@ def modality_of(header: Dataset) -> str:
     """The Modality; where the type 1 attribute is missing, what the SOP class says."""
     is_ct_class = text(header, "SOPClassUID") in CT_STORAGE_SOP_CLASSES.values()
     return text(header, "Modality") or ("CT" if is_ct_class else "")
+
+
+def kind_of(modality: str, sop_class_uid: str) -> str:
+    """What an object is, for people: ``CT as Secondary Capture Image Storage``."""
+    return f"{modality or 'unknown'} as {UID(sop_class_uid).name}"
 
 
 def _series_info(key: tuple[str, str, str], members: list[tuple[Path, Dataset]]) -> SeriesInfo:

@@ -1,4 +1,5 @@
-"""What a pipeline reads, whatever file it came in: the common face of `SourceSeries` and `SourceNifti`.
+"""What a pipeline reads, whatever file it came in: the common face of `SourceSeries`, `SourceNifti` and
+`SourceNrrd`.
 
 source = read_input(path)                       # services/dicom/input_reader.py
 result = cascade(source.volume)
@@ -8,18 +9,20 @@ write_results(source, result, directory, identity)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from imaging.errors import Reason
+from imaging.errors import InputTooLarge, Reason
 from imaging.volume import CtVolume
 
 MAX_VOXELS = 1_000_000_000  # of any volume that is read: 2 GB as int16
 
+InputKind = Literal["dicom", "nifti", "nrrd"]
 OnProgress = Callable[[float], None]  # called with the fraction done, 0..1
 
 
@@ -29,7 +32,7 @@ class SourceImage(Protocol):
     Attributes:
         volume: HU and affine; result masks have its shape.
         reasons: warnings about the image; they belong into the findings.
-        kind: which of the two it is.
+        kind: which of them it is.
     """
 
     @property
@@ -39,14 +42,14 @@ class SourceImage(Protocol):
     def reasons(self) -> tuple[Reason, ...]: ...
 
     @property
-    def kind(self) -> Literal["dicom", "nifti"]: ...
+    def kind(self) -> InputKind: ...
 
     def sop_instance_uid_at(self, point_lps_mm: tuple[float, float, float]) -> str | None:
-        """The source image nearest to a patient point; None for NIfTI."""
+        """The source image nearest to a patient point; None for NIfTI and NRRD."""
         ...
 
     def nifti_image(self, labels: NDArray[Any]) -> Nifti1Image:
-        """Labels (z, y, x) on the volume's grid as a NIfTI on the input's own grid and axis order."""
+        """Labels (z, y, x) on the volume's grid as a NIfTI: on a file's own voxels, for DICOM on the volume's."""
         ...
 
     def input_identity(self) -> dict[str, Any]:
@@ -56,6 +59,12 @@ class SourceImage(Protocol):
     def content_digest(self) -> str:
         """SHA-256 over what the cascade sees and the result refers to: HU, affine and UIDs."""
         ...
+
+
+def refuse_too_many_voxels(shape: Sequence[int]) -> None:
+    if (count := math.prod(shape)) > MAX_VOXELS:
+        extents = " x ".join(str(n) for n in shape)
+        raise InputTooLarge(f"{extents} voxels are {count:,}, at most {MAX_VOXELS:,} are read")
 
 
 def digest_of(volume: CtVolume, *names: str) -> str:

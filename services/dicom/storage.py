@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -37,6 +40,8 @@ ACCEPTED_TRANSFER_SYNTAXES: tuple[str, ...] = (
     *UNCOMPRESSED_TRANSFER_SYNTAXES,
     JPEGLSLossless,
     JPEG2000Lossless,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     JPEGLosslessSV1,
     JPEGLossless,
     RLELossless,
@@ -44,6 +49,7 @@ ACCEPTED_TRANSFER_SYNTAXES: tuple[str, ...] = (
     ExplicitVRBigEndian,
     JPEGLSNearLossless,
     JPEG2000,
+    HTJ2K,
     JPEGExtended12Bit,
     JPEGBaseline8Bit,
 )

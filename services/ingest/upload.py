@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from imaging.errors import InputError, Reason
 from services.dicom.headers import read_header
-from services.dicom.input_reader import is_nifti
+from services.dicom.input_reader import is_volume_file
 from services.dicom.nifti_reader import check_nifti
-from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers
+from services.dicom.nrrd_reader import check_nrrd, is_nrrd
+from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, kind_of
+from services.dicom.source_image import InputKind
 from services.ingest.series_selection import SelectionRule, ranked
 from services.ingest.zip_archive import unpack_zip
 from services.store.study_store import checked_uid
 
 __all__ = ["UploadContents", "inspect_upload", "is_zip", "unpack_zip"]
 
+_WHAT_TO_SEND = "send DICOM files, a zip of them, one NIfTI or one NRRD"
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an archive of nothing
 
 
@@ -26,12 +28,12 @@ class UploadContents:
     """The image in an upload.
 
     Attributes:
-        files: of the one series that is segmented, or the one NIfTI.
-        instance_count: image planes of a DICOM series; 1 for a NIfTI.
+        files: of the one series that is segmented, or the one NIfTI or NRRD.
+        instance_count: image planes of a DICOM series; 1 for a NIfTI or NRRD.
         warnings: what was left out and why; belongs into the job's reasons.
     """
 
-    kind: Literal["dicom", "nifti"]
+    kind: InputKind
     files: tuple[Path, ...]
     instance_count: int
     study_instance_uid: str | None = None
@@ -46,33 +48,36 @@ def is_zip(path: Path) -> bool:
 
 
 def inspect_upload(paths: Sequence[Path], selection: Sequence[SelectionRule] = ()) -> UploadContents:
-    """Find the CT series or the NIfTI among uploaded files. Reads headers, and a NIfTI to its end; no voxel is kept.
+    """Find the CT series, NIfTI or NRRD among uploaded files. Reads headers, and a volume to its end; none is kept.
 
     Args:
         selection: which of several CT series is the angiogram; without rules, the largest.
 
     Raises:
         InputError: `input.empty`, `input.not_dicom`, `input.several_volumes`, `input.multiple_patients`,
-            `input.modality_not_ct`, `input.invalid_uid`; and what `check_nifti` and `inspect_headers` raise.
-        InputTooLarge: a NIfTI beyond what is read.
+            `input.modality_not_ct`, `input.invalid_uid`; and what `check_nifti`, `check_nrrd` and
+            `inspect_headers` raise.
+        InputTooLarge: a volume beyond what is read.
     """
     if not paths:
-        raise InputError("no file was sent", code="input.empty", remedy="send DICOM files, a zip of them, or a NIfTI")
-    images = {path for path in paths if is_nifti(path)}
+        raise InputError("no file was sent", code="input.empty", remedy=_WHAT_TO_SEND)
+    images = {path for path in paths if is_volume_file(path)}
     instances = dicom_files([path for path in paths if path not in images])
     if instances:
         return _dicom_contents(instances, selection, ignored_files=len(paths) - len(instances))
     if len(images) > 1:
-        text = f"{len(images)} NIfTI files in one upload"
+        text = f"{len(images)} NIfTI or NRRD files in one upload"
         raise InputError(text, code="input.several_volumes", remedy="send one at a time")
     if images:
         (image,) = images
-        check_nifti(image)
-        return UploadContents("nifti", (image,), 1, warnings=_files_ignored(len(paths) - 1))
+        kind: InputKind = "nrrd" if is_nrrd(image) else "nifti"
+        check = check_nrrd if kind == "nrrd" else check_nifti
+        check(image)
+        return UploadContents(kind, (image,), 1, warnings=_files_ignored(len(paths) - 1))
     raise InputError(
-        "the file is neither DICOM nor NIfTI" if len(paths) == 1 else f"none of {len(paths)} files is DICOM or NIfTI",
+        f"{'the file is' if len(paths) == 1 else f'the {len(paths)} files are'} neither DICOM nor NIfTI nor NRRD",
         code="input.not_dicom",
-        remedy="send DICOM files, a zip of them, or a NIfTI",
+        remedy=_WHAT_TO_SEND,
     )
 
 
@@ -107,8 +112,8 @@ def _uid(uid: str) -> str | None:
 def _choose(summary: SeriesSummary, selection: Sequence[SelectionRule]) -> tuple[SeriesInfo, tuple[Reason, ...]]:
     """The CT series that is most likely the angiogram."""
     if not summary.ct_series:
-        found = sorted({series.modality or "unknown" for series in summary.series})
-        text = f"the upload holds {', '.join(found) or 'no image'}, only CT can be segmented"
+        found = sorted({kind_of(series.modality, series.sop_class_uid) for series in summary.series})
+        text = f"the upload holds {', '.join(found) or 'no image'}, only CT images can be segmented"
         raise InputError(text, code="input.modality_not_ct", remedy="send a CT series")
     best = ranked(summary.ct_series, selection)[0]
     chosen = best.series

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from imaging.errors import ConfigurationError
+from services.dicom.nrrd_reader import read_nrrd
 from training.data_sets.labelled_scan import LabelledScan, ListedScan, labelled_scan, paired_by_name
-from training.data_sets.nrrd_reader import read_nrrd
 from training.data_sets.vessel_masks import VesselMasks
 
 HELD_OUT = frozenset(f"{number:03d}" for number in range(21, 41))
@@ -68,7 +68,6 @@ def _all_scans(folder: Path, masks: VesselMasks) -> list[ListedScan]:
 
 
 def _read(name: str, image: Path, reference: Path, masks: VesselMasks) -> LabelledScan:
-    volume = read_nrrd(image)
-    return labelled_scan(
-        name, volume, read_nrrd(reference, grid_of=volume), masks.vessels_of(name), masks.lung_of(name)
-    )
+    volume = read_nrrd(image).volume
+    emboli = read_nrrd(reference, exact=True, unplaced_lie_on=volume).volume
+    return labelled_scan(name, volume, emboli, masks.vessels_of(name), masks.lung_of(name))

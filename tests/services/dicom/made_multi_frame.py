@@ -7,16 +7,24 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from imaging.volume import CtVolume
 from services.dicom.headers import decimal_strings
 from services.dicom.uids import derive_uid
 
 
-def written_multi_frame(volume: CtVolume, path: Path, *, frame_order: Sequence[int]) -> Path:
+def written_multi_frame(
+    volume: CtVolume,
+    path: Path,
+    *,
+    frame_order: Sequence[int],
+    tilt_degrees: float = 0.0,
+    sop_class_uid: UID = EnhancedCTImageStorage,
+) -> Path:
+    """The volume's slices as frames, each moved along its columns as a tilted gantry would have it."""
     dataset = Dataset()
-    dataset.SOPClassUID = EnhancedCTImageStorage
+    dataset.SOPClassUID = sop_class_uid
     dataset.SOPInstanceUID = derive_uid("enhanced")
     dataset.StudyInstanceUID = derive_uid("enhanced study")
     dataset.SeriesInstanceUID = derive_uid("enhanced series")
@@ -41,7 +49,7 @@ def written_multi_frame(volume: CtVolume, path: Path, *, frame_order: Sequence[i
     shared.PixelMeasuresSequence = [measures]
     shared.PixelValueTransformationSequence = [transformation]
     dataset.SharedFunctionalGroupsSequence = [shared]
-    dataset.PerFrameFunctionalGroupsSequence = [_frame(volume, index) for index in frame_order]
+    dataset.PerFrameFunctionalGroupsSequence = [_frame(volume, index, tilt_degrees) for index in frame_order]
 
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -49,8 +57,9 @@ def written_multi_frame(volume: CtVolume, path: Path, *, frame_order: Sequence[i
     return path
 
 
-def _frame(volume: CtVolume, index: int) -> Dataset:
+def _frame(volume: CtVolume, index: int, tilt_degrees: float) -> Dataset:
     position, frame = Dataset(), Dataset()
-    position.ImagePositionPatient = decimal_strings(volume.point_lps_mm((index, 0, 0)))
+    drift_mm = index * volume.spacing_zyx_mm[0] * np.tan(np.radians(tilt_degrees)) * volume.direction_cosines[:, 1]
+    position.ImagePositionPatient = decimal_strings(volume.point_lps_mm((index, 0, 0)) + drift_mm)
     frame.PlanePositionSequence = [position]
     return frame

@@ -13,6 +13,7 @@ from imaging.findings import ArteryLevel, Findings, Lesion, Outcome
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume
 from services.dicom.ct_series_writer import write_ct_series
+from services.dicom.headers import decimal_strings
 from services.dicom.identity import ResultIdentity
 
 REAL_DATA = Path(__file__).parents[3] / "../shared/data"
@@ -55,6 +56,17 @@ def counting_volume(shape_zyx: tuple[int, int, int] = (6, 16, 24), affine: np.nd
 
 def written_series(directory: Path, volume: CtVolume | None = None) -> list[Path]:
     return write_ct_series(volume or counting_volume(), directory, patient_id="PHANTOM-1", patient_name="Phantom^One")
+
+
+def tilted_series(directory: Path, *, tilt_degrees: float, volume: CtVolume | None = None) -> list[Path]:
+    """The volume's slices, each moved along its columns as a tilted gantry would have it."""
+    volume = volume or counting_volume()
+    step_mm = volume.spacing_zyx_mm[0] * np.tan(np.radians(tilt_degrees)) * volume.direction_cosines[:, 1]
+    paths = written_series(directory, volume)
+    for index, path in enumerate(paths):
+        position = volume.point_lps_mm((index, 0, 0)) + index * step_mm
+        edit(path, lambda dataset, p=position: setattr(dataset, "ImagePositionPatient", decimal_strings(p)))
+    return paths
 
 
 def edit(path: Path, change: Callable[[FileDataset], object]) -> None:

@@ -8,10 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Image
 
 from imaging.errors import InputError, InputTooLarge, NotAnalysable
 from imaging.geometry import to_canonical
-from services.dicom.label_nifti import nifti_of, save_nifti
+from services.dicom.label_nifti import affine_ras_of, nifti_of, save_nifti
 from services.dicom.nifti_reader import check_nifti, read_nifti
 from tests.services.dicom.made_series import REAL_DATA, counting_volume, oblique_affine
 
@@ -107,6 +108,35 @@ def test_without_sform_and_qform_the_sides_are_assumed_and_that_is_said(tmp_path
     assert [reason.code for reason in read_nifti(path).reasons] == ["geometry.orientation_unknown"]
 
 
+def test_sform_and_qform_that_turn_the_image_differently_are_told(tmp_path: Path) -> None:
+    image = Nifti1Image(counting_volume().hu.transpose(2, 1, 0), AFFINE)
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(AFFINE, code=1)
+    nibabel.save(image, tmp_path / "alike.nii")
+    assert read_nifti(tmp_path / "alike.nii").reasons == ()
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ AFFINE, code=1)
+    nibabel.save(image, tmp_path / "mirrored.nii")
+    source = read_nifti(tmp_path / "mirrored.nii")
+    np.testing.assert_allclose(source.volume.affine_lps, counting_volume().affine_lps, atol=1e-6)
+    assert [reason.code for reason in source.reasons] == ["geometry.orientation_unknown"]
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("image_class", [Nifti1Image, Nifti2Image])
+def test_qform_sform_or_both_place_the_voxels(
+    tmp_path: Path, qform: int, sform: int, image_class: type[Nifti1Image]
+) -> None:
+    affine = affine_ras_of(oblique_affine())
+    image = image_class(counting_volume().hu.transpose(2, 1, 0), affine)
+    image.set_qform(affine, code=qform)
+    image.set_sform(affine if sform else None, code=sform)
+    nibabel.save(image, tmp_path / "ct.nii")
+    source = read_nifti(tmp_path / "ct.nii")
+    np.testing.assert_array_equal(source.volume.hu, counting_volume().hu)
+    np.testing.assert_allclose(source.volume.affine_lps, oblique_affine(), atol=1e-5)
+    assert source.reasons == ()
+
+
 @pytest.mark.parametrize("cut", [10, 40, 200, -1, -9])
 def test_a_truncated_gzip_is_refused(tmp_path: Path, cut: int) -> None:
     path = counting_nifti(tmp_path / "ct.nii.gz")
@@ -156,11 +186,31 @@ def test_a_hostile_header_is_refused_with_its_code(tmp_path: Path, damage: Calla
     assert error.value.code == code
 
 
-def test_sheared_axes_are_refused(tmp_path: Path) -> None:
+def test_slices_sheared_by_a_tilted_gantry_are_resampled_and_labels_go_back_onto_the_file(tmp_path: Path) -> None:
     affine = AFFINE.copy()
-    affine[1, 2] = 0.7
+    affine[1, 2] = 0.8  # one row per slice, 17.7 degrees
+    path = counting_nifti(tmp_path / "ct.nii", affine=affine)
+    source = read_nifti(path)
+    assert [reason.code for reason in source.reasons] == ["geometry.resampled"]
+    assert "17.7 degrees" in source.reasons[0].text
+    assert source.volume.shape_zyx == (6, 21, 24)
+    assert source.volume.spacing_zyx_mm == pytest.approx((2.5, 0.8, 0.7))
+    written = nibabel.load(path)
+    for i, j, k in ((0, 0, 0), (23, 15, 5), (4, 7, 3)):
+        z, y, x = source.volume.index_zyx((written.affine @ [i, j, k, 1])[:3] * [-1, -1, 1])
+        assert source.volume.hu[round(z), round(y), round(x)] == counting_volume().hu[k, j, i]
+    labels = (source.volume.hu > -500).astype(np.uint16)
+    mask = source.nifti_image(labels)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), counting_volume().hu.transpose(2, 1, 0) > -500)
+    np.testing.assert_array_equal(mask.affine, written.affine)
+
+
+@pytest.mark.parametrize(("row", "axis", "exact"), [(1, 0, False), (1, 2, True)], ids=["within the slices", "exact"])
+def test_otherwise_sheared_axes_are_refused(tmp_path: Path, row: int, axis: int, exact: bool) -> None:
+    affine = AFFINE.copy()
+    affine[row, axis] = 0.3
     with pytest.raises(NotAnalysable) as error:
-        read_nifti(counting_nifti(tmp_path / "ct.nii", affine=affine))
+        read_nifti(counting_nifti(tmp_path / "ct.nii", affine=affine), exact=exact)
     assert error.value.code == "geometry.sheared"
 
 
@@ -185,6 +235,11 @@ def test_all_axis_orders_of_one_volume_give_one_world_image() -> None:
 
 
 @pytest.mark.skipif(not (REAL_DATA / "nifti_nrrd").is_dir(), reason="../shared/data/nifti_nrrd is absent")
-def test_a_tilted_head_as_nifti_is_refused() -> None:
-    with pytest.raises(NotAnalysable, match=r"18\.5 degrees"):
-        read_nifti(REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz")
+def test_a_tilted_head_as_nifti_is_resampled() -> None:
+    path = REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz"
+    source = read_nifti(path)
+    assert "18.5 degrees" in source.reasons[0].text
+    labels = np.ones(source.volume.shape_zyx, dtype=np.uint8)
+    assert (
+        source.nifti_image(labels).shape == nibabel.load(REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz").shape
+    )

@@ -1,14 +1,35 @@
 from __future__ import annotations
 
+import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import FileDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from services.dicom.headers import read_header
 from services.dicom.image_plane import planes_of
 from services.dicom.pixel_reader import read_hu, to_hu
-from tests.services.dicom.made_series import REAL_DATA, edit, written_series
+from tests.services.dicom.made_series import REAL_DATA, counting_volume, edit, written_series
 
 SYNTAXES = REAL_DATA / "hard_dicom/transfer_syntaxes_MISTER-CT"
 LOSSLESS = ("1.2.2", "1.2.1.99", "4.90", "4.80", "4.70", "4.57", "1.2.1", "1.2", "1.2.5")
@@ -59,14 +80,159 @@ def test_a_disk_that_refuses_says_nothing_about_the_image(tmp_path: Path) -> Non
         read_hu(plane)
 
 
+def hu_of(path: Path) -> np.ndarray:
+    return read_hu(planes_of(path, read_header(path))[0]).astype(int)
+
+
+def written_image(path: Path, *, bits_stored: int, signed: bool) -> tuple[FileDataset, np.ndarray]:
+    """One CT image of 64 x 64 with values over all its bits, and its HU: stored * 0.5 - 100."""
+    low, high = (-(2 ** (bits_stored - 1)), 2 ** (bits_stored - 1) - 1) if signed else (0, 2**bits_stored - 1)
+    stored = np.rint(np.linspace(low, high, 64 * 64)).reshape(64, 64)
+    dataset = pydicom.dcmread(written_series(path.parent, counting_volume((3, 64, 64)))[0])
+    dataset.BitsAllocated = 8 if bits_stored == 8 else 16
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits_stored, bits_stored - 1, int(signed)
+    dataset.RescaleSlope, dataset.RescaleIntercept = "0.5", "-100"
+    dataset.PixelData = stored.astype(f"<{'i' if signed else 'u'}{dataset.BitsAllocated // 8}").tobytes()
+    dataset["PixelData"].VR = "OB" if bits_stored == 8 else "OW"
+    dataset.save_as(path)
+    return dataset, np.maximum(np.rint(stored * 0.5 - 100), -1024)
+
+
+REPRESENTATIONS = [(8, False), (12, False), (12, True), (16, False), (16, True)]
+LOSSLESS_TO_WRITE = [RLELossless, JPEGLSLossless, JPEG2000Lossless]
+UNCOMPRESSED = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+
+
+@pytest.mark.parametrize(("bits_stored", "signed"), REPRESENTATIONS)
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED, *LOSSLESS_TO_WRITE], ids=lambda s: s.keyword)
+def test_every_depth_and_sign_comes_through_every_lossless_syntax(
+    tmp_path: Path, syntax: UID, bits_stored: int, signed: bool
+) -> None:
+    dataset, expected = written_image(tmp_path / "image.dcm", bits_stored=bits_stored, signed=signed)
+    if syntax in LOSSLESS_TO_WRITE:
+        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.save_as(tmp_path / "image.dcm")
+    else:
+        values = np.frombuffer(dataset.PixelData, f"<u{dataset.BitsAllocated // 8}")
+        dataset.PixelData = values.astype(f"{'<' if syntax.is_little_endian else '>'}{values.dtype.str[1:]}").tobytes()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        encoding = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian}
+        pydicom.dcmwrite(tmp_path / "image.dcm", dataset, **encoding, force_encoding=True)
+    assert pydicom.dcmread(tmp_path / "image.dcm").file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(hu_of(tmp_path / "image.dcm"), expected)
+
+
+@pytest.mark.parametrize(("bits_stored", "signed"), REPRESENTATIONS)
+@pytest.mark.parametrize("process", ["+e1", "+el"], ids=["process 14, first order (.70)", "process 14 (.57)"])
+def test_every_depth_and_sign_comes_through_jpeg_lossless(
+    tmp_path: Path, process: str, bits_stored: int, signed: bool
+) -> None:
+    _, expected = written_image(tmp_path / "image.dcm", bits_stored=bits_stored, signed=signed)
+    subprocess.run(["dcmcjpeg", process, "image.dcm", "jpeg.dcm"], check=True, cwd=tmp_path, timeout=60)
+    np.testing.assert_array_equal(hu_of(tmp_path / "jpeg.dcm"), expected)
+
+
+def test_jpeg_of_12_bits_is_as_near_as_it_says_and_its_padding_is_air(tmp_path: Path) -> None:
+    dataset, _ = written_image(tmp_path / "image.dcm", bits_stored=12, signed=False)
+    dataset.RescaleSlope, dataset.RescaleIntercept = "1", "3000"
+    dataset.PixelData = np.where(np.eye(64) > 0, 0, 2000).astype("<u2").tobytes()
+    dataset.save_as(tmp_path / "image.dcm")
+    subprocess.run(["dcmcjpeg", "+ee", "+q", "100", "image.dcm", "jpeg.dcm"], check=True, cwd=tmp_path, timeout=60)
+    assert pydicom.dcmread(tmp_path / "jpeg.dcm").file_meta.TransferSyntaxUID == JPEGExtended12Bit
+    edit(tmp_path / "jpeg.dcm", lambda dataset: dataset.add_new("PixelPaddingValue", "US", 0))
+    hu = hu_of(tmp_path / "jpeg.dcm")
+    assert np.abs(hu[np.eye(64) == 0] - 5000).max() <= 8
+    assert np.all(hu[np.eye(64) > 0] == -1024)
+
+
+@pytest.mark.parametrize(("syntax", "options"), [(JPEGLSNearLossless, {"jls_error": 3}), (JPEG2000, {"j2k_cr": [8]})])
+def test_lossy_syntaxes_are_as_near_as_they_say(tmp_path: Path, syntax: UID, options: dict[str, object]) -> None:
+    dataset, expected = written_image(tmp_path / "image.dcm", bits_stored=12, signed=True)
+    dataset.compress(syntax, generate_instance_uid=False, **options)
+    dataset.save_as(tmp_path / "image.dcm")
+    assert np.abs(hu_of(tmp_path / "image.dcm") - expected).max() <= 2
+
+
+def empty_htj2k(rows: int, columns: int, *, bits: int, signed: bool) -> bytes:
+    """A codestream (ITU-T T.814) without a single coded block: every value is the middle of the range."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">HH", marker, len(content) + 2) + content
+
+    size = struct.pack(">H8IH", 0x4000, columns, rows, 0, 0, columns, rows, 0, 0, 1)
+    tile = b"\xff\x93\x00"
+    return b"".join(
+        [
+            b"\xff\x4f",
+            segment(0xFF51, size + bytes([bits - 1 | signed << 7, 1, 1])),
+            segment(0xFF50, struct.pack(">IH", 0x00020000, 0)),
+            segment(0xFF52, bytes([0, 0, 0, 1, 0, 0, 4, 4, 0x40, 1])),
+            segment(0xFF5C, bytes([0x20, bits << 3])),
+            struct.pack(">HHHIBB", 0xFF90, 10, 0, 12 + len(tile), 0, 1),
+            tile,
+            b"\xff\xd9",
+        ]
+    )
+
+
+@pytest.mark.parametrize(("bits_stored", "signed", "hu"), [(16, True, -100), (12, False, 924)])
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K], ids=lambda s: s.keyword)
+def test_high_throughput_jpeg_2000_is_read(
+    tmp_path: Path, syntax: UID, bits_stored: int, signed: bool, hu: int
+) -> None:
+    dataset, _ = written_image(tmp_path / "image.dcm", bits_stored=bits_stored, signed=signed)
+    dataset.PixelData = encapsulate([empty_htj2k(64, 64, bits=bits_stored, signed=signed)])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "image.dcm")
+    assert np.all(hu_of(tmp_path / "image.dcm") == hu)
+
+
+@pytest.mark.parametrize("bits_stored", [13, 16])
+@pytest.mark.parametrize("signed_codestream", [True, False])
+def test_a_jpeg_2000_whose_sign_contradicts_its_header_keeps_its_negative_values(
+    tmp_path: Path, signed_codestream: bool, bits_stored: int
+) -> None:
+    path = tmp_path / "image.dcm"
+    dataset, _ = written_image(path, bits_stored=bits_stored, signed=signed_codestream)
+    dataset.RescaleSlope, dataset.RescaleIntercept = "1", "0"
+    written = np.arange(64 * 64).reshape(64, 64) - 1000
+    stored = written if signed_codestream else written & (2**bits_stored - 1)
+    dataset.PixelData = stored.astype("<i2" if signed_codestream else "<u2").tobytes()
+    dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+    dataset.PixelRepresentation = int(not signed_codestream)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(hu_of(path), written)
+
+
+def test_an_overlay_in_the_high_bits_is_not_taken_for_hu(tmp_path: Path) -> None:
+    path = tmp_path / "image.dcm"
+    dataset, expected = written_image(path, bits_stored=12, signed=True)
+    values = np.frombuffer(dataset.PixelData, "<u2") & 0x0FFF | 0x4000
+    dataset.PixelData = values.tobytes()
+    dataset.add_new(0x60000102, "US", 14)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(hu_of(path), expected)
+
+
 @pytest.mark.skipif(not SYNTAXES.is_dir(), reason="../shared/data/hard_dicom/transfer_syntaxes_MISTER-CT is absent")
 @pytest.mark.parametrize("syntax", [*LOSSLESS, *LOSSY_MEAN_HU])
 def test_every_transfer_syntax_gives_the_same_hu(syntax: str) -> None:
-    def hu_of(path: Path) -> np.ndarray:
-        return read_hu(planes_of(path, read_header(path))[0]).astype(int)
-
     (path,) = SYNTAXES.glob(
         f"*_1.2.840.10008.1.2{syntax.removeprefix('1.2') if syntax[0] == '1' else '.' + syntax}.dcm"
     )
     difference = np.abs(hu_of(path) - hu_of(SYNTAXES / "CTImage.dcm"))
     assert difference.mean() <= LOSSY_MEAN_HU.get(syntax, 0)
+
+
+MULTI_FRAME = REAL_DATA / "hard_dicom/enhanced_multiframe_CT0012"
+
+
+@pytest.mark.skipif(not MULTI_FRAME.is_dir(), reason="../shared/data/hard_dicom/enhanced_multiframe_CT0012 is absent")
+@pytest.mark.parametrize("encoding", ["fragmented_no_bot_jpeg_lossless.70", "fragmented_no_bot_jpeg_ls.80", "*rle"])
+def test_frames_in_fragments_without_an_offset_table_are_read(encoding: str) -> None:
+    (path,) = MULTI_FRAME.glob(f"CT0012.{encoding}.dcm")
+    plain = MULTI_FRAME / "CT0012.explicit_little_endian.dcm"
+    for plane, expected in zip(planes_of(path, read_header(path)), planes_of(plain, read_header(plain)), strict=True):
+        np.testing.assert_array_equal(read_hu(plane, exact=True), read_hu(expected, exact=True))

@@ -94,11 +94,10 @@ def test_tiny_chest_is_read_as_its_nrrd_twin() -> None:
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("tilt_GE_+18.5deg_28sl.zip", "geometry.gantry_tilt"),
-        ("dicom2nifti_failing_gantrytilting_001.zip", "geometry.gantry_tilt"),
+        ("tilt_GE_+18.5deg_28sl.zip", "geometry.unequal_spacing"),
         ("dicom2nifti_failing_sliceincrement_001.zip", "geometry.missing_slices"),
         ("dicom2nifti_failing_slicecount_2slices_MR.zip", "input.modality_not_ct"),
-        ("philips_exam-summary_mixed-sizes_localizers_CT.zip", "geometry.mixed_sizes"),
+        ("philips_exam-summary_mixed-sizes_localizers_CT.zip", "input.modality_not_ct"),
         ("Modality-SEG_but_CT-SOP-class_LungFCP.zip", "input.modality_not_ct"),
         ("derived_LIDC-0001_duplicate-SOP-UIDs.zip", "input.duplicate_sop_instance_uid"),
     ],
@@ -107,6 +106,33 @@ def test_hard_series_are_refused_with_their_code(tmp_path: Path, name: str, code
     with pytest.raises(NotAnalysable) as refusal:
         read_series(unpacked(HARD / name, tmp_path))
     assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(("first", "last", "spacing_mm"), [(1, 14, 4.0), (15, 28, 7.0)])
+def test_a_tilted_head_lies_where_simpleitk_puts_its_slices(
+    tmp_path: Path, first: int, last: int, spacing_mm: float
+) -> None:
+    paths = unpacked(HARD / "tilt_GE_+18.5deg_28sl.zip", tmp_path)[first - 1 : last]
+    source = read_series(paths)
+    assert source.volume.spacing_zyx_mm == pytest.approx((spacing_mm, 0.48828, 0.48828), abs=2e-3)
+    assert [reason.code for reason in source.reasons] == ["geometry.resampled"]
+    for index, path in enumerate(paths):
+        image = SimpleITK.ReadImage(str(path))
+        rows, columns = np.mgrid[100:400:50, 100:400:50]
+        for row, column in zip(rows.flat, columns.flat, strict=True):
+            point = image.TransformIndexToPhysicalPoint([int(column), int(row), 0])
+            z, y, x = source.volume.index_zyx(point)
+            assert z == pytest.approx(index, abs=1e-3)
+            around = [max(-1024, image[int(column), int(row) + shift, 0]) for shift in (-1, 0, 1)]
+            assert min(around) - 1 <= source.volume.hu[index, round(y), round(x)] <= max(around) + 1
+
+
+def test_a_tilted_head_gets_a_valid_seg_on_its_own_slices(tmp_path: Path) -> None:
+    source = read_series(unpacked(HARD / "dicom2nifti_failing_gantrytilting_001.zip", tmp_path / "series"))
+    assert source.volume.shape_zyx == (4, 521, 512)
+    path = write_seg(source, made_result(source.volume, emboli=1), tmp_path / "seg.dcm", identity=IDENTITY).path
+    assert dciodvfy_errors(path) == []
+    assert SimpleITK.ReadImage(str(path)).GetSize()[:2] == (512, 512)
 
 
 def test_headers_of_lidc_0001_are_summed_up(lidc_files: list[Path]) -> None:

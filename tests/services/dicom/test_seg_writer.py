@@ -29,6 +29,7 @@ from tests.services.dicom.made_series import (
     made_result,
     oblique_affine,
     removing,
+    tilted_series,
     written_series,
 )
 
@@ -102,6 +103,39 @@ def test_highdicom_and_dcmqi_read_it_back_onto_the_same_voxels(
     assert expected.max() == emboli + 1
     np.testing.assert_array_equal(read_by_highdicom(path, source.volume), expected)
     np.testing.assert_array_equal(read_by_dcmqi(path, source.volume, tmp_path / "dcmqi"), expected)
+
+
+@pytest.mark.parametrize("multi_frame", [False, True], ids=["slices", "frames"])
+def test_emboli_of_a_tilted_gantry_come_back_on_the_slices_as_acquired(tmp_path: Path, multi_frame: bool) -> None:
+    if multi_frame:
+        order = [3, 0, 5, 1, 4, 2]
+        enhanced = tmp_path / "enhanced.dcm"
+        source = read_series([written_multi_frame(counting_volume(), enhanced, frame_order=order, tilt_degrees=18.5)])
+    else:
+        source = read_series(tilted_series(tmp_path / "series", tilt_degrees=18.5))
+    result = made_result(source.volume)
+    path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY).path
+    assert dciodvfy_errors(path) == []
+    dataset = pydicom.dcmread(path)
+    assert (dataset.Rows, dataset.Columns) == (16, 24)
+    places = [tuple(source.position_lps_mm(index)) for index in range(6)]
+    place_of = dict(zip(zip(source.sop_instance_uids, source.frame_indices, strict=True), places, strict=True))
+    found = dict.fromkeys(range(1, 4), 0)
+    for frame, groups in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        frame_index = image.ReferencedFrameNumber - 1 if multi_frame else 0
+        assert position == pytest.approx(place_of[image.ReferencedSOPInstanceUID, frame_index])
+        number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        rows, columns = np.nonzero(frame)
+        # every voxel lies, to half a pixel, where the cascade saw the segment
+        in_plane = np.stack([0.7 * columns, 0.8 * rows, 0 * rows], axis=1)
+        points = np.array([float(value) for value in position]) + in_plane
+        z, y, x = np.rint(source.volume.index_zyx(points)).astype(int).T
+        assert np.all(segment_numbers(result)[z, y, x] == number)
+        found[number] += len(rows)
+    on_slices = source.on_slices(segment_numbers(result))
+    assert found == {number: np.count_nonzero(on_slices == number) for number in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("emboli", [0, 3])

@@ -2,21 +2,32 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    UID,
+    EnhancedCTImageStorage,
+    JPEG2000Lossless,
+    LegacyConvertedEnhancedCTImageStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from imaging.errors import InputError, NotAnalysable
 from services.dicom.series_reader import inspect_headers, read_series
 from services.dicom.uids import derive_uid
+from tests.services.dicom.made_multi_frame import written_multi_frame
 from tests.services.dicom.made_series import (
     axial_affine,
     counting_volume,
     edit,
     oblique_affine,
     removing,
+    tilted_series,
     written_series,
 )
 
@@ -88,6 +99,22 @@ def test_steps_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
     assert read_series(paths).volume.spacing_zyx_mm[0] == pytest.approx(3.9875, abs=2e-4)
 
 
+def test_positions_written_with_one_decimal_are_even(tmp_path: Path) -> None:
+    paths = written_series(tmp_path, counting_volume((21, 16, 24), axial_affine((0.625, 0.8, 0.7))))
+    for index, path in enumerate(paths):
+        height = round(30 + 0.625 * index, 1)  # steps of 0.6 and 0.7 mm
+        edit(path, lambda dataset, z=height: dataset.ImagePositionPatient.__setitem__(2, z))
+    assert read_series(paths).volume.spacing_zyx_mm[0] == pytest.approx(0.625, abs=1e-6)
+
+
+def test_steps_that_grow_little_by_little_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path, counting_volume((41, 16, 24)))
+    heights = 30 + 2.5 * np.cumsum(np.linspace(0.96, 1.04, 41))  # each within 4 %, the middle a millimetre off
+    for height, path in zip(heights, paths, strict=True):
+        edit(path, lambda dataset, z=height: dataset.ImagePositionPatient.__setitem__(2, round(z, 4)))
+    assert refusal_of(paths) == ["geometry.unequal_spacing"]
+
+
 def test_a_missing_slice_is_refused(tmp_path: Path) -> None:
     paths = written_series(tmp_path)
     assert refusal_of(paths[:2] + paths[3:]) == ["geometry.missing_slices"]
@@ -99,14 +126,73 @@ def test_unequal_steps_are_refused(tmp_path: Path) -> None:
     assert refusal_of(paths) == ["geometry.unequal_spacing"]
 
 
-def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tilt_degrees", [-18.5, 15, 30])
+@pytest.mark.parametrize("affine", [axial_affine(), oblique_affine()], ids=["axial", "oblique"])
+def test_slices_of_a_tilted_gantry_are_resampled_to_an_orthogonal_grid(
+    tmp_path: Path, affine: np.ndarray, tilt_degrees: float
+) -> None:
+    written = counting_volume(affine=affine)
+    paths = tilted_series(tmp_path, tilt_degrees=tilt_degrees, volume=written)
+    source = read_series(paths[::-1])
+    assert [reason.code for reason in source.reasons] == ["geometry.resampled"]
+    assert f"{abs(tilt_degrees):.1f} degrees" in source.reasons[0].text
+    assert source.volume.spacing_zyx_mm == pytest.approx(written.spacing_zyx_mm)
+    np.testing.assert_allclose(source.volume.direction_cosines, written.direction_cosines, atol=1e-6)
+    for index, header in enumerate(source.headers):
+        np.testing.assert_allclose(source.position_lps_mm(index), header.ImagePositionPatient, atol=1e-6)
+        # the HU of the slice's voxel (row 8, column 12) are found where the header puts it; 10 HU are one row
+        point = source.position_lps_mm(index) + affine[:3, 1] * 8 + affine[:3, 2] * 12
+        z, y, x = source.volume.index_zyx(point)
+        below = int(np.floor(y + 1e-6))
+        beside = source.volume.hu[round(z), below : below + 2, round(x)]
+        assert np.interp(y - below, [0, 1], beside) == pytest.approx(written.hu[index, 8, 12], abs=1)
+
+
+def test_hu_of_a_tilted_gantry_are_not_to_be_had_exactly(tmp_path: Path) -> None:
+    with pytest.raises(NotAnalysable) as refusal:
+        read_series(tilted_series(tmp_path, tilt_degrees=15), exact=True)
+    assert refusal.value.code == "geometry.gantry_tilt"
+
+
+def test_a_stack_sheared_further_than_any_gantry_tilts_is_refused(tmp_path: Path) -> None:
+    assert refusal_of(tilted_series(tmp_path, tilt_degrees=60)) == ["geometry.gantry_tilt"]
+
+
+def test_slices_shifted_this_way_and_that_are_refused(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    edit(paths[2], lambda dataset: dataset.ImagePositionPatient.__setitem__(0, 5))
+    assert refusal_of(paths) == ["geometry.misaligned_slices"]
+
+
+def test_a_tilted_series_without_one_of_its_slices_is_refused(tmp_path: Path) -> None:
+    paths = tilted_series(tmp_path, tilt_degrees=15)
+    assert refusal_of(paths[:2] + paths[3:]) == ["geometry.missing_slices"]
+
+
+@pytest.mark.parametrize("shift_mm", [0.0, 1.25], ids=["at the same places", "in between"])
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("AcquisitionNumber", 2), ("TemporalPositionIdentifier", 2), ("ConvolutionKernel", "B70f"), ("KVP", "140")],
+)
+def test_two_phases_in_one_series_are_refused(tmp_path: Path, shift_mm: float, keyword: str, value: object) -> None:
+    arterial = written_series(tmp_path / "arterial")
+    venous = written_series(tmp_path / "venous")
+    for index, path in enumerate(venous):
+
+        def later(dataset: Dataset, index: int = index) -> None:
+            dataset.SOPInstanceUID = derive_uid("venous", str(index))
+            dataset.ImagePositionPatient[2] += shift_mm
+            setattr(dataset, keyword, value)
+
+        edit(path, later)
+    assert refusal_of([*arterial, *venous]) == ["input.multiple_phases"]
+
+
+def test_passes_that_follow_one_another_along_the_table_are_one_stack(tmp_path: Path) -> None:
     paths = written_series(tmp_path)
     for index, path in enumerate(paths):
-        y = -20 + index * 2.5 * np.tan(np.radians(15))
-        edit(path, lambda dataset, y=y: dataset.ImagePositionPatient.__setitem__(1, round(y, 6)))
-    with pytest.raises(NotAnalysable, match=r"15\.0 degrees") as refusal:
-        read_series(paths)
-    assert refusal.value.code == "geometry.gantry_tilt"
+        edit(path, lambda dataset, number=index // 2 + 1: setattr(dataset, "AcquisitionNumber", number))
+    np.testing.assert_array_equal(read_series(paths).volume.hu, counting_volume().hu)
 
 
 def test_two_images_at_one_position_are_refused(tmp_path: Path) -> None:
@@ -180,6 +266,42 @@ def test_a_localizer_in_the_series_is_left_out_with_a_warning(tmp_path: Path, na
     assert [reason.code for reason in source.reasons] == ["geometry.localizer_ignored"]
 
 
+@pytest.mark.parametrize("at", [0, -1], ids=["lowest", "highest"])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (removing("ImagePositionPatient"), "geometry.no_geometry"),
+        (
+            lambda dataset: setattr(dataset, "ImageOrientationPatient", [1, 0, 0, 0, 0.995, 0.0998]),
+            "geometry.mixed_orientations",
+        ),
+    ],
+    ids=["without a position", "turned a little"],
+)
+def test_a_slice_at_the_end_is_never_taken_for_a_localizer(
+    tmp_path: Path, at: int, change: Callable[[Dataset], object], code: str
+) -> None:
+    paths = written_series(tmp_path)
+    edit(paths[at], change)
+    assert refusal_of(paths) == [code]
+
+
+def test_secondary_captures_in_the_series_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    paths = written_series(tmp_path / "stack")
+    for path in (captures := written_series(tmp_path / "captures", counting_volume((4, 16, 24)))):
+
+        def capture(dataset: Dataset) -> None:
+            dataset.SOPClassUID = SecondaryCaptureImageStorage
+            dataset.SOPInstanceUID = derive_uid("capture", str(dataset.InstanceNumber))
+            removing("ImagePositionPatient", "ImageOrientationPatient")(dataset)
+
+        edit(path, capture)
+    source = read_series([*captures, *paths])
+    np.testing.assert_array_equal(source.volume.hu, counting_volume().hu)
+    assert [reason.code for reason in source.reasons] == ["input.other_objects_ignored"]
+    assert refusal_of(captures) == ["input.modality_not_ct"]
+
+
 def test_pixel_data_cut_short_is_refused_by_name(tmp_path: Path) -> None:
     paths = written_series(tmp_path)
     paths[3].write_bytes(paths[3].read_bytes()[:-100])
@@ -211,17 +333,53 @@ def test_what_is_not_dicom_is_named(tmp_path: Path, content: bytes) -> None:
         assert error.value.code == "input.not_dicom"
 
 
-def test_an_enhanced_multi_frame_series_is_read_like_its_slices(tmp_path: Path) -> None:
-    from tests.services.dicom.made_multi_frame import written_multi_frame
-
+@pytest.mark.parametrize("sop_class_uid", [EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage])
+def test_a_multi_frame_instance_is_read_like_its_slices(tmp_path: Path, sop_class_uid: UID) -> None:
     volume = counting_volume(affine=oblique_affine())
-    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=[3, 0, 5, 1, 4, 2])
+    order = [3, 0, 5, 1, 4, 2]
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=order, sop_class_uid=sop_class_uid)
     source = read_series([path])
     np.testing.assert_array_equal(source.volume.hu, volume.hu)
     np.testing.assert_allclose(source.volume.affine_lps, volume.affine_lps, atol=1e-6)
     assert source.frame_indices == (1, 3, 5, 0, 4, 2)
     assert len(source.headers) == 1
     assert len(set(source.sop_instance_uids)) == 1
+
+
+def test_frames_of_a_tilted_gantry_are_resampled(tmp_path: Path) -> None:
+    frames, slices = tmp_path / "enhanced.dcm", tmp_path / "slices"
+    source = read_series([written_multi_frame(counting_volume(), frames, frame_order=range(6), tilt_degrees=15)])
+    expected = read_series(tilted_series(slices, tilt_degrees=15)).volume
+    assert [reason.code for reason in source.reasons] == ["geometry.resampled"]
+    np.testing.assert_array_equal(source.volume.hu, expected.hu)
+    np.testing.assert_allclose(source.volume.affine_lps, expected.affine_lps, atol=1e-6)
+
+
+def test_phases_and_gaps_among_frames_are_refused(tmp_path: Path) -> None:
+    path = written_multi_frame(counting_volume(), tmp_path / "gap.dcm", frame_order=[0, 1, 2, 4, 5])
+    assert refusal_of([path]) == ["geometry.missing_slices"]
+    path = written_multi_frame(counting_volume(), tmp_path / "phases.dcm", frame_order=[0, 1, 2, 3, 0, 1, 2, 3])
+
+    def tell_phases(dataset: Dataset) -> None:
+        for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            frame.FrameContentSequence = [Dataset()]
+            frame.FrameContentSequence[0].TemporalPositionIndex = number // 4 + 1
+
+    edit(path, tell_phases)
+    assert refusal_of([path]) == ["input.multiple_phases"]
+
+
+def test_frames_of_a_signed_jpeg_2000_under_an_unsigned_header_keep_their_sign(tmp_path: Path) -> None:
+    volume = counting_volume((4, 64, 64))
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=range(4))
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData, dataset.PixelRepresentation = volume.hu.astype("<i2").tobytes(), 1
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.PixelValueTransformationSequence[0].RescaleIntercept = "0"
+    dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+    dataset.PixelRepresentation = 0
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_series([path]).volume.hu, volume.hu)
 
 
 def test_headers_tell_the_series_apart(tmp_path: Path) -> None:

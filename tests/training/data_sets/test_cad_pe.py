@@ -128,5 +128,5 @@ def test_emboli_that_lie_in_air_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_nrrd_is_refused(tmp_path: Path) -> None:
     write_cad_pe(tmp_path, "001")
     (tmp_path / "images/001.nrrd").write_text("no image")
-    with pytest.raises(InputError, match=r"001\.nrrd cannot be read"):
+    with pytest.raises(InputError, match=r"001\.nrrd is no NRRD"):
         training_scans(tmp_path, VesselMasks())[0].load()
