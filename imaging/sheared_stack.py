@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 
 from imaging.volume import Affine, Hu
 
@@ -66,18 +65,17 @@ class ShearedStack:
 
     def straightened(self, hu: Hu) -> Hu:
         """HU of the slices as acquired -> HU on the orthogonal grid, linearly within each slice; air outside them."""
-        grid = np.empty(self.grid_shape_zyx, dtype=np.int16)
+        grid = np.full(self.grid_shape_zyx, AIR_HU, dtype=np.int16)
+        _, rows, columns = self.shape_zyx
+        framed = np.full((rows + 2, columns + 2), AIR_HU, dtype=np.float32)
         for plane, acquired, offset_px in zip(grid, hu, self.offsets_px, strict=True):
-            moved = affine_transform(
-                acquired.astype(np.float32),
-                np.ones(2),
-                offset=-offset_px,
-                output_shape=plane.shape,
-                order=1,
-                mode="grid-constant",
-                cval=AIR_HU,
-            )
-            plane[:] = np.rint(moved)
+            row, column = offset_px.astype(int)
+            down, right = (offset_px - (row, column)).astype(np.float32)
+            framed[1:-1, 1:-1] = acquired
+            moved = framed[1:] * (1 - down) + framed[:-1] * down
+            moved = moved[:, 1:] * (1 - right) + moved[:, :-1] * right
+            place = plane[row : row + rows + 1, column : column + columns + 1]
+            place[:] = np.rint(moved[: place.shape[0], : place.shape[1]])
         return grid
 
     def on_slices(self, labels: NDArray[Any]) -> NDArray[Any]:

@@ -67,7 +67,10 @@ export function shortUid(uid) {
   return uid.length > 26 ? `${uid.slice(0, 8)}…${uid.slice(-14)}` : uid;
 }
 
-export const studyText = (job) => (job.study_instance_uid ? shortUid(job.study_instance_uid) : `NIfTI ${job.id.slice(0, 8)}`);
+export function studyText(job) {
+  if (job.study_instance_uid) return shortUid(job.study_instance_uid);
+  return `${job.input_kind === "nrrd" ? "NRRD" : "NIfTI"} ${job.id.slice(0, 8)}`;
+}
 export const senderText = (job) => job.calling_ae_title ?? (job.source === "rest" ? "Upload" : "–");
 
 export async function problemText(response) {

@@ -53,6 +53,14 @@ def test_uploaded_nifti_is_queued_with_a_location_that_shows_it(gateway, nifti):
     assert not list((gateway.settings.data_dir / "arriving").iterdir())
 
 
+def test_uploaded_nrrd_is_queued_as_one(gateway):
+    fields = "type: short\ndimension: 3\nsizes: 8 8 5\nspace: LPS\nspace directions: (1,0,0) (0,1,0) (0,0,1)"
+    nrrd = f"NRRD0004\n{fields}\nendian: little\nencoding: raw\n\n".encode() + bytes(8 * 8 * 5 * 2)
+    response = gateway.client.post("/segment", files={"files": ("scan.nrrd", nrrd)})
+    assert (response.status_code, response.json()["input_kind"]) == (202, "nrrd")
+    assert response.json()["links"]["seg"] is None
+
+
 def test_one_series_is_the_same_as_files_and_as_zip(gateway, make_series):
     series = make_series(6)
     as_files = gateway.client.post("/segment", files=_parts(series)).json()

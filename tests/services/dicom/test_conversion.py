@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from nibabel.nifti1 import Nifti1Image
 
 from imaging.errors import InputError
@@ -227,3 +228,16 @@ def test_every_order_of_axes_becomes_the_same_patient(tmp_path: Path, path: Path
     original = read_input(path).volume
     nifti_to_dicom(path, tmp_path / "series", rounded=True)
     assert_same(read_input(tmp_path / "series").volume, original)
+
+
+def test_an_nrrd_becomes_a_series_or_a_nifti_in_its_place(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(counting_volume().hu)
+    image.SetSpacing(counting_volume().spacing_zyx_mm[::-1])
+    image.SetOrigin(counting_volume().affine_lps[:3, 3].tolist())
+    SimpleITK.WriteImage(image, str(tmp_path / "ct.nrrd"))
+    nifti_to_dicom(tmp_path / "ct.nrrd", tmp_path / "series")
+    dicom_to_nifti(tmp_path / "ct.nrrd", tmp_path / "ct.nii.gz")
+    for written in (tmp_path / "series", tmp_path / "ct.nii.gz"):
+        volume = read_input(written).volume
+        np.testing.assert_array_equal(volume.hu, counting_volume().hu)
+        np.testing.assert_allclose(volume.affine_lps, counting_volume().affine_lps, atol=1e-5)
