@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.dicom.identity import ResultIdentity
     from services.dicom.source_image import SourceImage
 
-_RESULT_FILES = ("findings.json", "mask.nii.gz", "artery.nii.gz", "seg.dcm", "preview.png")
+_RESULT_FILES = ("findings.json", "mask.nii.gz", "artery.nii.gz", "seg.dcm", "sr.dcm", "preview.png")
 
 
 def segment(

@@ -19,7 +19,7 @@ from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, 
 from imaging.findings import Findings, Outcome
 from services.delivery.destinations import Destinations
 from services.dicom.input_reader import read_input
-from services.dicom.result_files import write_findings, write_results
+from services.dicom.result_files import write_not_analysable, write_results
 from services.dicom.source_image import SourceImage
 from services.settings import Settings
 from services.store.database import Database
@@ -109,8 +109,13 @@ class Pipeline:
         identity = identify_result(self.segmenter.package, job.inputs_digest or "")
         lease.check()
         with self._result_directory(job) as directory:
-            written = write_findings(findings, directory, identity)
-        self.jobs.finish_not_analysable(job.id, owner, written.findings.to_dict())
+            written = write_not_analysable(findings, directory, identity, self.store.read_inputs(job.id))
+        self.jobs.finish_not_analysable(
+            job.id,
+            owner,
+            written.findings.to_dict(),
+            deliveries=self.destinations.deliveries_for(job, written),
+        )
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:

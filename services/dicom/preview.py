@@ -15,6 +15,7 @@ from imaging.findings import Findings
 from imaging.geometry import to_canonical
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume, Mask
+from services.dicom.result_wording import headline
 
 PANEL_PX = 640
 TITLE_PX = 72
@@ -145,7 +146,7 @@ def _annotated(panel: Rgb, caption: str) -> Image.Image:
 
 def _write_title(picture: Image.Image, findings: Findings) -> None:
     draw = ImageDraw.Draw(picture)
-    draw.text((14, 8), _headline(findings), fill=TEXT_RGB, font=ImageFont.load_default(26))
+    draw.text((14, 8), headline(findings), fill=TEXT_RGB, font=ImageFont.load_default(26))
     notice = "Embolens: research use only, not for diagnosis"
     draw.text((14, 44), notice, fill=MUTED_RGB, font=ImageFont.load_default(16))
     legend = [("embolus", EMBOLUS_RGB), ("pulmonary artery", ARTERY_RGB)]
@@ -157,14 +158,3 @@ def _write_title(picture: Image.Image, findings: Findings) -> None:
         right -= int(draw.textlength(name, font=font))
         draw.text((right, 44), name, fill=colour, font=font)
         right -= 18
-
-
-def _headline(findings: Findings) -> str:
-    count = len(findings.reported)
-    candidates = len(findings.lesions) - count
-    beside = f", {candidates} candidate{'' if candidates == 1 else 's'}" if candidates else ""
-    if not count:
-        return f"No embolus found{beside}"
-    most_probable = max(lesion.score for lesion in findings.reported)
-    noun = "embolus" if count == 1 else "emboli"
-    return f"{count} {noun} found{beside}, {findings.clot_burden_ml:.1f} ml, highest score {most_probable:.2f}"

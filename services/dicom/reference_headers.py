@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import validate_value
 
-from services.dicom.headers import MALFORMED, decimal_strings, integer, numbers, text
+from services.dicom.headers import MALFORMED, decimal_strings, numbers, text
 from services.dicom.series_reader import SourceSeries
 from services.dicom.uids import derive_uid
 
@@ -29,8 +29,16 @@ _TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-# Copied where present and valid; the equipment ones name the scanner in the contributing equipment.
+# Copied where present and valid; the equipment ones name the scanner in the contributing equipment, the others say when
+# and as what number in the study it was made.
 _TYPE_3 = (
+    "SeriesNumber",
+    "ContentDate",
+    "ContentTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "SeriesDate",
+    "SeriesTime",
     "IssuerOfPatientID",
     "PatientAge",
     "PatientSize",
@@ -62,15 +70,7 @@ def reference_headers(source: SourceSeries) -> list[Dataset]:
 
 def _common_header(source: SourceSeries) -> Dataset:
     first = source.headers[0]
-    header = Dataset()
-    header.SpecificCharacterSet = _character_set(first)
-    for keyword in (*_TYPE_2, *_TYPE_3):
-        _copy_if_valid(first, header, keyword)
-    for keyword in _TYPE_2:
-        if keyword not in header:
-            setattr(header, keyword, "")
-    if header.PatientSex not in ("M", "F", "O"):
-        header.PatientSex = ""
+    header = patient_and_study(first)
     first_sop_instance_uid = source.sop_instance_uids[0]
     header.StudyInstanceUID = source.study_instance_uid or derive_uid("study of", first_sop_instance_uid)
     header.SeriesInstanceUID = source.series_instance_uid or derive_uid("series of", first_sop_instance_uid)
@@ -81,6 +81,20 @@ def _common_header(source: SourceSeries) -> Dataset:
     header.SOPClassUID = text(first, "SOPClassUID")
     header.Modality = "CT"
     header.Rows, header.Columns = source.volume.shape_zyx[1:]
+    return header
+
+
+def patient_and_study(first: Dataset) -> Dataset:
+    """Of one image's header what any result of its study says again, without UIDs."""
+    header = Dataset()
+    header.SpecificCharacterSet = _character_set(first)
+    for keyword in (*_TYPE_2, *_TYPE_3):
+        _copy_if_valid(first, header, keyword)
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
     return header
 
 
@@ -148,8 +162,3 @@ def _place(source: SourceSeries, orientation: Dataset, measures: Dataset) -> Non
     # A segment's voxel reaches from slice to slice, however thick the X-ray beam was
     measures.SliceThickness = decimal_strings([slice_mm])[0]
     measures.SpacingBetweenSlices = decimal_strings([slice_mm])[0]
-
-
-def series_number(source: SourceSeries) -> int:
-    """A number for the result's series that sorts behind the scanner's and tells the source series apart."""
-    return 9000 + abs(integer(source.headers[0], "SeriesNumber") or 0) % 1000

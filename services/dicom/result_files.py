@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imaging.findings import Findings
@@ -16,15 +17,20 @@ from imaging.result import SegmentationResult
 from services.dicom.identity import ResultIdentity
 from services.dicom.label_nifti import save_nifti
 from services.dicom.preview import write_preview
-from services.dicom.seg_writer import SopInstance, write_seg
+from services.dicom.refused_images import refused_images
+from services.dicom.result_kind import ResultKind
+from services.dicom.result_object import SopInstance
+from services.dicom.seg_writer import write_seg
 from services.dicom.series_reader import SourceSeries
 from services.dicom.source_image import SourceImage
+from services.dicom.sr_writer import write_not_analysable_sr, write_sr
 
 FINDINGS_FILE = "findings.json"
 MASK_FILE = "mask.nii.gz"
 ARTERY_FILE = "artery.nii.gz"
 PREVIEW_FILE = "preview.png"
 SEG_FILE = "seg.dcm"
+SR_FILE = "sr.dcm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class ResultFiles:
     Attributes:
         findings: as written: with provenance, and a source image for every lesion.
         mask_path / artery_path / preview_path: None where the scan was not analysable.
-        seg: the DICOM SEG; None for NIfTI input and where the scan was not analysable.
+        objects: the DICOM objects by their kind; none for NIfTI input, no SEG where the scan was not analysable.
     """
 
     directory: Path
@@ -43,13 +49,16 @@ class ResultFiles:
     mask_path: Path | None = None
     artery_path: Path | None = None
     preview_path: Path | None = None
-    seg: SopInstance | None = None
+    objects: Mapping[ResultKind, tuple[SopInstance, ...]] = field(default_factory=dict)
+
+    def objects_of(self, kinds: Collection[ResultKind]) -> list[SopInstance]:
+        return [one for kind, written in self.objects.items() if kind in kinds for one in written]
 
 
 def write_results(
     source: SourceImage, result: SegmentationResult, directory: Path, identity: ResultIdentity
 ) -> ResultFiles:
-    """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, seg.dcm.
+    """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, seg.dcm and sr.dcm.
 
     Everything is written beside `directory` first and moved in whole, findings.json last: where it lies, the others do.
     Files of the same names are replaced, others in `directory` are left alone. Equal arguments write equal bytes.
@@ -60,10 +69,7 @@ def write_results(
         save_nifti(source.nifti_image(result.embolus_labelmap), arriving / MASK_FILE)
         save_nifti(source.nifti_image(result.artery), arriving / ARTERY_FILE)
         write_preview(source.volume, result, arriving / PREVIEW_FILE)
-        seg = None
-        if isinstance(source, SourceSeries):
-            seg = write_seg(source, result, arriving / SEG_FILE, identity=identity)
-            seg = replace(seg, path=directory / SEG_FILE)
+        objects = _write_objects(source, result, arriving, identity) if isinstance(source, SourceSeries) else {}
         _write_json(findings, arriving / FINDINGS_FILE)
     return ResultFiles(
         directory=directory,
@@ -72,18 +78,48 @@ def write_results(
         mask_path=directory / MASK_FILE,
         artery_path=directory / ARTERY_FILE,
         preview_path=directory / PREVIEW_FILE,
-        seg=seg,
+        objects=_moved(objects, directory),
     )
 
 
-def write_findings(
-    findings: Findings, directory: Path, identity: ResultIdentity, source: SourceImage | None = None
+def write_not_analysable(
+    findings: Findings, directory: Path, identity: ResultIdentity, files: Sequence[Path]
 ) -> ResultFiles:
-    """Write findings.json alone: what there is to say about a scan that was not analysable."""
-    findings = completed_findings(findings, identity, source)
+    """Write findings.json and, of DICOM images of one study, sr.dcm: that nothing can be said, and why."""
+    findings = completed_findings(findings, identity, source=None)
+    images = refused_images(files)
+    objects: dict[ResultKind, tuple[SopInstance, ...]] = {}
     with _arriving(directory) as arriving:
+        if images:
+            # The digest is of files, down to names and sizes alone: what is said of these images is named after them.
+            uids = "\n".join([identity.input_digest, *(str(image.SOPInstanceUID) for image in images)])
+            of_images = replace(identity, input_digest=hashlib.sha256(uids.encode()).hexdigest())
+            sr = write_not_analysable_sr(images, findings, arriving / SR_FILE, identity=of_images)
+            objects[ResultKind.SR] = (sr,)
         _write_json(findings, arriving / FINDINGS_FILE)
-    return ResultFiles(directory=directory, findings=findings, findings_path=directory / FINDINGS_FILE)
+    return ResultFiles(
+        directory=directory,
+        findings=findings,
+        findings_path=directory / FINDINGS_FILE,
+        objects=_moved(objects, directory),
+    )
+
+
+def _write_objects(
+    source: SourceSeries, result: SegmentationResult, directory: Path, identity: ResultIdentity
+) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    seg = write_seg(source, result, directory / SEG_FILE, identity=identity)
+    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity)
+    return {ResultKind.SEG: (seg,), ResultKind.SR: (sr,)}
+
+
+def _moved(
+    objects: Mapping[ResultKind, tuple[SopInstance, ...]], directory: Path
+) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    return {
+        kind: tuple(replace(one, path=directory / one.path.name) for one in written)
+        for kind, written in objects.items()
+    }
 
 
 def completed_findings(findings: Findings, identity: ResultIdentity, source: SourceImage | None) -> Findings:

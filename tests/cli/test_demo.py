@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from cli.demo_comparison import compare
@@ -90,7 +91,8 @@ def test_the_demo_ends_with_the_seg_in_the_pacs(embolens: Embolens, tmp_path: Pa
     found = re.search(r"found\s+│\s+(\d+)", shown.stdout)
     assert found is not None
     assert int(found[1]) >= 1
-    assert len(list((tmp_path / "demo/pacs").glob("*.dcm"))) == 1
+    sent = [pydicom.dcmread(path).Modality for path in (tmp_path / "demo/pacs").glob("*.dcm")]
+    assert sorted(sent) == ["SEG", "SR"]
     assert re.search(r"Worklist: http://127.0.0.1:\d+/", shown.stdout)
     preview = re.search(r"preview: (.*)", shown.stdout)
     assert preview is not None

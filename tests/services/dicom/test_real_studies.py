@@ -15,8 +15,9 @@ from services.dicom.input_reader import read_input
 from services.dicom.label_nifti import nifti_of, save_nifti
 from services.dicom.seg_writer import segment_numbers, write_seg
 from services.dicom.series_reader import SourceSeries, inspect_headers, read_series
+from tests.services.dicom.checked_objects import dciodvfy_errors
 from tests.services.dicom.made_series import IDENTITY, REAL_DATA, made_result
-from tests.services.dicom.test_seg_writer import dciodvfy_errors, read_by_highdicom
+from tests.services.dicom.test_seg_writer import read_by_highdicom
 
 LIDC = REAL_DATA / "chest_ct/LIDC-IDRI-0001_contrast_133sl.tar.xz"
 RIDER = REAL_DATA / "chest_ct/RIDER-Pilot-0117_CTPA-protocol_lower-chest_95sl.tar.xz"

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from imaging.findings import Findings, Outcome
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume
-from services.dicom.seg_writer import segment_numbers, series_description, write_seg
+from services.dicom.seg_writer import segment_numbers, write_seg
 from services.dicom.series_reader import SourceSeries, read_series
+from tests.services.dicom.checked_objects import dciodvfy_errors
 from tests.services.dicom.made_multi_frame import written_multi_frame
 from tests.services.dicom.made_series import (
     IDENTITY,
@@ -33,11 +34,6 @@ from tests.services.dicom.made_series import (
 )
 
 SEGIMAGE2ITKIMAGE = Path(sys.executable).parent / "segimage2itkimage"
-
-
-def dciodvfy_errors(path: Path) -> list[str]:
-    report = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, timeout=60, check=False)
-    return [line for line in (report.stdout + report.stderr).splitlines() if line.startswith("Error")]
 
 
 def onto_grid(volume: CtVolume, points_lps_mm: NDArray[np.float64], values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -191,36 +187,6 @@ def test_it_belongs_to_the_patient_and_study_and_refers_to_the_source(source: So
             assert item.ReferencedFrameNumber == source.frame_indices[index] + 1
     embolens = [item for item in seg.ContributingEquipmentSequence if item.Manufacturer == "Embolens"]
     assert IDENTITY.package_sha256 in embolens[-1].SoftwareVersions
-
-
-@pytest.mark.parametrize(
-    ("emboli", "description"),
-    [
-        (0, "Embolens: no embolus found (research use only)"),
-        (1, "Embolens: 1 embolus (research use only)"),
-        (3, "Embolens: 3 emboli (research use only)"),
-    ],
-)
-def test_the_series_description_says_what_was_found(emboli: int, description: str) -> None:
-    assert series_description(made_result(counting_volume(), emboli=emboli).findings) == description
-    assert len(description) <= 64
-
-
-@pytest.mark.parametrize(
-    ("emboli", "candidates", "description"),
-    [
-        (0, 4, "Embolens: no embolus found, 4 candidates (research use only)"),
-        (0, 999, "Embolens: no embolus found, 999 candidates (research use only)"),
-        (1, 1, "Embolens: 1 embolus, 1 candidate (research use only)"),
-    ],
-)
-def test_candidates_are_not_called_emboli(emboli: int, candidates: int, description: str) -> None:
-    [lesion] = made_result(counting_volume(), emboli=1).findings.lesions
-    lesions = (lesion,) * emboli + (replace(lesion, score=0.1),) * candidates
-    outcome = Outcome.EMBOLUS_FOUND if emboli else Outcome.NO_EMBOLUS
-    findings = Findings(outcome, scan_probability=0.1, lesions=lesions, score_threshold=0.5)
-    assert series_description(findings) == description
-    assert len(description) <= 64
 
 
 def test_segments_of_candidates_say_so(source: SourceSeries, tmp_path: Path) -> None:
