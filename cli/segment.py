@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from services.dicom.identity import ResultIdentity
     from services.dicom.source_image import SourceImage
 
-_RESULT_FILES = ("findings.json", "mask.nii.gz", "artery.nii.gz", "seg.dcm", "sr.dcm", "preview.png")
+_RESULT_FILES = (
+    *("findings.json", "mask.nii.gz", "artery.nii.gz", "preview.png"),
+    *("seg.dcm", "sr.dcm", "key-image-*.dcm", "report.dcm"),
+)
 
 
 def segment(
@@ -112,8 +115,12 @@ def _write_not_analysable(output: Path, reasons: Any) -> None:
 
 def _remove_earlier_result(output: Path) -> None:
     """So that nothing of another study lies beside this one's findings."""
-    for name in _RESULT_FILES:
-        (output / name).unlink(missing_ok=True)
+    for file in _result_files(output):
+        file.unlink()
+
+
+def _result_files(output: Path) -> list[Path]:
+    return [file for pattern in _RESULT_FILES for file in sorted(output.glob(pattern))]
 
 
 def _print_table(findings: dict[str, Any], output: Path) -> None:
@@ -141,6 +148,5 @@ def _print_table(findings: dict[str, Any], output: Path) -> None:
             )
         console.print(table)
     console.print(f"[dim]{findings['notice']}[/dim]")
-    for name in _RESULT_FILES:
-        if (output / name).is_file():
-            console.print(str(output / name), highlight=False, soft_wrap=True)
+    for file in _result_files(output):
+        console.print(str(file), highlight=False, soft_wrap=True)

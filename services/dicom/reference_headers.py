@@ -29,16 +29,9 @@ _TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-# Copied where present and valid; the equipment ones name the scanner in the contributing equipment, the others say when
-# and as what number in the study it was made.
-_TYPE_3 = (
-    "SeriesNumber",
-    "ContentDate",
-    "ContentTime",
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "SeriesDate",
-    "SeriesTime",
+# Copied where present and valid.
+PATIENT_AND_STUDY = (
+    *_TYPE_2,
     "IssuerOfPatientID",
     "PatientAge",
     "PatientSize",
@@ -46,6 +39,16 @@ _TYPE_3 = (
     "PatientIdentityRemoved",
     "DeidentificationMethod",
     "StudyDescription",
+)
+# What the image says of itself: the equipment names the scanner in the contributing equipment.
+_IMAGE = (
+    "SeriesNumber",
+    "ContentDate",
+    "ContentTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "SeriesDate",
+    "SeriesTime",
     "Manufacturer",
     "InstitutionName",
     "StationName",
@@ -70,7 +73,7 @@ def reference_headers(source: SourceSeries) -> list[Dataset]:
 
 def _common_header(source: SourceSeries) -> Dataset:
     first = source.headers[0]
-    header = patient_and_study(first)
+    header = without_uids(first)
     first_sop_instance_uid = source.sop_instance_uids[0]
     header.StudyInstanceUID = source.study_instance_uid or derive_uid("study of", first_sop_instance_uid)
     header.SeriesInstanceUID = source.series_instance_uid or derive_uid("series of", first_sop_instance_uid)
@@ -84,11 +87,11 @@ def _common_header(source: SourceSeries) -> Dataset:
     return header
 
 
-def patient_and_study(first: Dataset) -> Dataset:
-    """Of one image's header what any result of its study says again, without UIDs."""
+def without_uids(first: Dataset) -> Dataset:
+    """Of one image's header what a result of its study says again or derives from it."""
     header = Dataset()
     header.SpecificCharacterSet = _character_set(first)
-    for keyword in (*_TYPE_2, *_TYPE_3):
+    for keyword in (*PATIENT_AND_STUDY, *_IMAGE):
         _copy_if_valid(first, header, keyword)
     for keyword in _TYPE_2:
         if keyword not in header:

@@ -10,7 +10,7 @@ from pydicom.uid import UID
 
 from imaging.errors import InputError
 from services.dicom.headers import is_directory, read_header, text
-from services.dicom.reference_headers import patient_and_study
+from services.dicom.reference_headers import without_uids
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
@@ -32,7 +32,7 @@ def refused_images(paths: Iterable[Path]) -> list[Dataset]:
         if is_directory(header) or not all(UID(uid).is_valid for uid in uids.values()):
             continue
         owners.add((text(header, "PatientID"), uids["StudyInstanceUID"]))
-        image = patient_and_study(header)
+        image = without_uids(header)
         for keyword, uid in uids.items():
             setattr(image, keyword, uid)
         images[uids["SOPInstanceUID"]] = image

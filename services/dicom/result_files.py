@@ -12,12 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from PIL import Image
+from pydicom.dataset import Dataset
+
 from imaging.findings import Findings
 from imaging.result import SegmentationResult
 from services.dicom.identity import ResultIdentity
+from services.dicom.key_image_writer import write_key_images
+from services.dicom.key_pictures import embolus_pictures, overview_picture, refusal_picture
 from services.dicom.label_nifti import save_nifti
-from services.dicom.preview import write_preview
+from services.dicom.preview import preview_picture
+from services.dicom.reference_headers import reference_headers
 from services.dicom.refused_images import refused_images
+from services.dicom.report_page import report_pdf
+from services.dicom.report_writer import write_report
 from services.dicom.result_kind import ResultKind
 from services.dicom.result_object import SopInstance
 from services.dicom.seg_writer import write_seg
@@ -31,6 +39,8 @@ ARTERY_FILE = "artery.nii.gz"
 PREVIEW_FILE = "preview.png"
 SEG_FILE = "seg.dcm"
 SR_FILE = "sr.dcm"
+REPORT_FILE = "report.dcm"
+MOST_KEY_IMAGES = 8  # of emboli, the most probable ones; the overview comes before them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,7 @@ class ResultFiles:
 def write_results(
     source: SourceImage, result: SegmentationResult, directory: Path, identity: ResultIdentity
 ) -> ResultFiles:
-    """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, seg.dcm and sr.dcm.
+    """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, an object of every kind.
 
     Everything is written beside `directory` first and moved in whole, findings.json last: where it lies, the others do.
     Files of the same names are replaced, others in `directory` are left alone. Equal arguments write equal bytes.
@@ -68,8 +78,11 @@ def write_results(
     with _arriving(directory) as arriving:
         save_nifti(source.nifti_image(result.embolus_labelmap), arriving / MASK_FILE)
         save_nifti(source.nifti_image(result.artery), arriving / ARTERY_FILE)
-        write_preview(source.volume, result, arriving / PREVIEW_FILE)
-        objects = _write_objects(source, result, arriving, identity) if isinstance(source, SourceSeries) else {}
+        preview = preview_picture(source.volume, result)
+        preview.save(arriving / PREVIEW_FILE, format="PNG", compress_level=6)
+        objects = {}
+        if isinstance(source, SourceSeries):
+            objects = _write_objects(source, result, preview, arriving, identity)
         _write_json(findings, arriving / FINDINGS_FILE)
     return ResultFiles(
         directory=directory,
@@ -85,7 +98,7 @@ def write_results(
 def write_not_analysable(
     findings: Findings, directory: Path, identity: ResultIdentity, files: Sequence[Path]
 ) -> ResultFiles:
-    """Write findings.json and, of DICOM images of one study, sr.dcm: that nothing can be said, and why."""
+    """Write findings.json and, of DICOM images of one study, all but a SEG: that nothing can be said, and why."""
     findings = completed_findings(findings, identity, source=None)
     images = refused_images(files)
     objects: dict[ResultKind, tuple[SopInstance, ...]] = {}
@@ -94,8 +107,7 @@ def write_not_analysable(
             # The digest is of files, down to names and sizes alone: what is said of these images is named after them.
             uids = "\n".join([identity.input_digest, *(str(image.SOPInstanceUID) for image in images)])
             of_images = replace(identity, input_digest=hashlib.sha256(uids.encode()).hexdigest())
-            sr = write_not_analysable_sr(images, findings, arriving / SR_FILE, identity=of_images)
-            objects[ResultKind.SR] = (sr,)
+            objects = _write_refusal(images, findings, arriving, of_images)
         _write_json(findings, arriving / FINDINGS_FILE)
     return ResultFiles(
         directory=directory,
@@ -106,11 +118,40 @@ def write_not_analysable(
 
 
 def _write_objects(
-    source: SourceSeries, result: SegmentationResult, directory: Path, identity: ResultIdentity
+    source: SourceSeries,
+    result: SegmentationResult,
+    preview: Image.Image,
+    directory: Path,
+    identity: ResultIdentity,
 ) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    headers, findings = reference_headers(source), result.findings
+    shown = findings.reported[:MOST_KEY_IMAGES]
+    emboli = embolus_pictures(source.volume, result, shown)
+    key_images = [
+        (overview_picture(preview, findings), None),
+        *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
+    ]
     seg = write_seg(source, result, directory / SEG_FILE, identity=identity)
     sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity)
-    return {ResultKind.SEG: (seg,), ResultKind.SR: (sr,)}
+    pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
+    return {
+        ResultKind.SEG: (seg,),
+        ResultKind.SR: (sr,),
+        ResultKind.KEY_IMAGES: write_key_images(key_images, headers[0], findings, directory, identity=identity),
+        ResultKind.REPORT: (write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity),),
+    }
+
+
+def _write_refusal(
+    images: Sequence[Dataset], findings: Findings, directory: Path, identity: ResultIdentity
+) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    picture = refusal_picture(findings)
+    pdf = report_pdf(findings, [], images[0], identity)
+    return {
+        ResultKind.SR: (write_not_analysable_sr(images, findings, directory / SR_FILE, identity=identity),),
+        ResultKind.KEY_IMAGES: write_key_images([(picture, None)], images[0], findings, directory, identity=identity),
+        ResultKind.REPORT: (write_report(pdf, images, findings, directory / REPORT_FILE, identity=identity),),
+    }
 
 
 def _moved(

@@ -8,3 +8,5 @@ from enum import StrEnum
 class ResultKind(StrEnum):
     SEG = "seg"
     SR = "sr"
+    KEY_IMAGES = "key_images"
+    REPORT = "report"

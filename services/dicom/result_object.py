@@ -9,21 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import highdicom as hd
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
-from imaging.findings import RESEARCH_USE_ONLY
+from imaging.findings import RESEARCH_USE_ONLY, Findings
+from services.dicom.ct_series_writer import IMPLEMENTATION_CLASS_UID
 from services.dicom.headers import integer
 from services.dicom.identity import ResultIdentity
+from services.dicom.reference_headers import PATIENT_AND_STUDY
 from services.dicom.result_kind import ResultKind
+from services.dicom.result_wording import series_description
 
 MANUFACTURER = "Embolens"
 MODEL_NAME = "Embolens"
 # For sources without any date: a result must have one, and the same each time it is made.
 UNKNOWN_DATE = "19000101"
 # Behind the scanner's series, each kind of object in a range of its own.
-_FIRST_SERIES_NUMBER = {ResultKind.SEG: 9000, ResultKind.SR: 10000}
+_FIRST_SERIES_NUMBER = {
+    ResultKind.SEG: 9000,
+    ResultKind.SR: 10000,
+    ResultKind.KEY_IMAGES: 11000,
+    ResultKind.REPORT: 12000,
+}
 
 # highdicom quotes the patient's name where it finds it unusual; no such text may reach a log.
 warnings.filterwarnings("ignore", module="highdicom")
@@ -83,6 +92,46 @@ def contributing_equipment(identity: ResultIdentity) -> hd.ContributingEquipment
     )
     equipment.DeviceUID = identity.device_uid
     return equipment
+
+
+def plain_object(
+    sop_class_uid: str, kind: ResultKind, source: Dataset, findings: Findings, identity: ResultIdentity, number: int = 1
+) -> Dataset:
+    """What highdicom has no class for: an object with its patient, study, series, equipment and SOP common modules.
+
+    Args:
+        source: clean header of the (first) source image.
+        number: of the instance within its series.
+    """
+    instance = Dataset()
+    for keyword in (*PATIENT_AND_STUDY, "StudyInstanceUID", "SpecificCharacterSet"):
+        if keyword in source:
+            instance[keyword] = source[keyword]
+    instance.SOPClassUID = sop_class_uid
+    instance.SOPInstanceUID = identity.uid(kind.value, "instance", str(number))
+    instance.InstanceNumber = number
+    instance.SeriesInstanceUID = identity.uid(kind.value, "series")
+    instance.SeriesNumber = series_number(kind, source)
+    instance.SeriesDescription = series_description(findings)
+    instance.Manufacturer = MANUFACTURER
+    instance.ManufacturerModelName = MODEL_NAME
+    instance.SoftwareVersions = identity.software_version
+    instance.DeviceSerialNumber = identity.package_sha256[:16]
+    instance.ConversionType = "WSD"  # made by a workstation (PS3.3 C.8.6.1)
+    instance.ContributingEquipmentSequence = [contributing_equipment(identity)]
+    instance.file_meta = FileMetaDataset()
+    instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    instance.file_meta.MediaStorageSOPClassUID = instance.SOPClassUID
+    instance.file_meta.MediaStorageSOPInstanceUID = instance.SOPInstanceUID
+    instance.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    return instance
+
+
+def reference_to(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    """An item that names an instance (PS3.3 Table 10-11)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    return item
 
 
 def save_whole(instance: Dataset, source: Dataset, path: Path) -> SopInstance:

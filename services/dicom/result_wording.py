@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from imaging.errors import Reason
-from imaging.findings import Findings, Outcome
+from imaging.findings import Findings, Lesion, Outcome
 
+NOTICE = "Embolens: research use only, not for diagnosis"  # where there is no room for RESEARCH_USE_ONLY
 _PREFIX, _SUFFIX = "Embolens: ", " (research use only)"
 
 
@@ -27,6 +28,13 @@ def headline(findings: Findings) -> str:
     highest = max(lesion.score for lesion in findings.reported)
     found = f"{_count(count, 'embolus', 'emboli')} found{_candidates(findings)}"
     return f"{found}, {findings.clot_burden_ml:.1f} ml, highest score {highest:.2f}"
+
+
+def lesion_line(lesion: Lesion) -> str:
+    return (
+        f"Embolus {lesion.id}: {lesion.artery_level.value}, {lesion.volume_ml:.2f} ml, "
+        f"{lesion.max_diameter_mm:.0f} mm, {lesion.mean_hu:.0f} HU, score {lesion.score:.2f}"
+    )
 
 
 def reason_line(reason: Reason) -> str:

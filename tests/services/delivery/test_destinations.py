@@ -84,12 +84,13 @@ def test_a_destination_gets_the_seg_and_the_sr_where_nothing_else_is_said(tmp_pa
 def test_a_destination_gets_the_objects_that_it_wants(tmp_path: Path) -> None:
     loaded = destinations(
         tmp_path,
-        TWO.replace("port = 104", 'port = 104\nobjects = ["sr"]')
+        TWO.replace("port = 104", 'port = 104\nobjects = ["sr", "key_images"]')
         + 'objects = ["seg"]\n[[routes]]\nto = ["node:PACS", "folder:research"]\n',
     )
     made = loaded.deliveries_for(job(), written(tmp_path, *ResultKind))
     assert [(delivery.destination, delivery.sop_instance_uid) for delivery in made] == [
         ("node:PACS", "1.2.sr"),
+        ("node:PACS", "1.2.key_images"),
         ("folder:research", "1.2.seg"),
     ]
 

@@ -25,13 +25,17 @@ def test_a_dicom_source_gets_all_its_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "result").iterdir()) == [
         "artery.nii.gz",
         "findings.json",
+        "key-image-1.dcm",
+        "key-image-2.dcm",
+        "key-image-3.dcm",
         "mask.nii.gz",
         "preview.png",
+        "report.dcm",
         "seg.dcm",
         "sr.dcm",
     ]
     assert list(tmp_path.glob(".*")) == []
-    assert list(written.objects) == [ResultKind.SEG, ResultKind.SR]
+    assert list(written.objects) == list(ResultKind)
     assert all(one.path.is_file() for one in written.objects_of(ResultKind))
 
     mask = nibabel.load(written.mask_path)
@@ -111,8 +115,9 @@ def test_what_is_no_dicom_and_not_analysable_has_findings_alone(tmp_path: Path) 
 def test_a_series_that_is_not_analysable_has_a_report_and_no_seg(tmp_path: Path) -> None:
     files = written_series(tmp_path / "series")
     written = write_not_analysable(REFUSED, tmp_path / "result", IDENTITY, files)
-    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["findings.json", "sr.dcm"]
-    assert list(written.objects) == [ResultKind.SR]
+    assert set(written.objects) == set(ResultKind) - {ResultKind.SEG}
+    assert all(one.path.is_file() for one in written.objects_of(ResultKind))
+    assert not (tmp_path / "result/seg.dcm").exists()
     again = write_not_analysable(REFUSED, tmp_path / "again", IDENTITY, files[::-1])
     assert again.objects[ResultKind.SR][0].path.read_bytes() == written.objects[ResultKind.SR][0].path.read_bytes()
 
