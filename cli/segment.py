@@ -7,13 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from services.dicom.identity import ResultIdentity
-    from services.dicom.source_image import SourceImage
 
 _RESULT_FILES = (
     *("findings.json", "mask.nii.gz", "artery.nii.gz", "preview.png"),
@@ -66,6 +62,7 @@ def _segment(
             source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
         from models.cascade_options import CascadeOptions, Mode
+        from worker.result_identity import identify_result
 
         chosen = package or settings().resolved_package_dir
         cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=Mode(mode)))
@@ -73,7 +70,11 @@ def _segment(
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)
         _remove_earlier_result(output)
-        written = write_results(source, result, output, _identity(cascade.package, source, min_score, mode))
+        seg_options = settings().seg_options
+        identity = identify_result(
+            cascade.package, source.content_digest(), min_score=min_score, mode=mode, seg_options=seg_options
+        )
+        written = write_results(source, result, output, identity, seg_options)
         bars("write", 1.0)
     findings: dict[str, Any] = written.findings.to_dict()
     return findings
@@ -96,12 +97,6 @@ def files_of(path: Path) -> Iterator[list[Path]]:
             yield unpack_zip(path, unpacked, max_bytes=limits.unpacked_max_bytes, max_files=limits.upload_max_files)
     else:
         yield [path]
-
-
-def _identity(package: Any, source: SourceImage, min_score: float | None, mode: str) -> ResultIdentity:
-    from worker.result_identity import identify_result
-
-    return identify_result(package, source.content_digest(), min_score=min_score, mode=mode)
 
 
 def _write_not_analysable(output: Path, reasons: Any) -> None:

@@ -28,7 +28,8 @@ from services.dicom.report_page import report_pdf
 from services.dicom.report_writer import write_report
 from services.dicom.result_kind import ResultKind
 from services.dicom.result_object import SopInstance
-from services.dicom.seg_writer import write_seg
+from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions
+from services.dicom.seg_writer import has_segments, write_seg
 from services.dicom.series_reader import SourceSeries
 from services.dicom.source_image import SourceImage
 from services.dicom.sr_writer import write_not_analysable_sr, write_sr
@@ -50,7 +51,7 @@ class ResultFiles:
     Attributes:
         findings: as written: with provenance, and a source image for every lesion.
         mask_path / artery_path / preview_path: None where the scan was not analysable.
-        objects: the DICOM objects by their kind; none for NIfTI input, no SEG where the scan was not analysable.
+        objects: the DICOM objects by their kind; none for NIfTI input, no SEG where nothing was analysed or segmented.
     """
 
     directory: Path
@@ -66,7 +67,11 @@ class ResultFiles:
 
 
 def write_results(
-    source: SourceImage, result: SegmentationResult, directory: Path, identity: ResultIdentity
+    source: SourceImage,
+    result: SegmentationResult,
+    directory: Path,
+    identity: ResultIdentity,
+    seg_options: SegOptions = DEFAULT_OPTIONS,
 ) -> ResultFiles:
     """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, an object of every kind.
 
@@ -82,7 +87,7 @@ def write_results(
         preview.save(arriving / PREVIEW_FILE, format="PNG", compress_level=6)
         objects = {}
         if isinstance(source, SourceSeries):
-            objects = _write_objects(source, result, preview, arriving, identity)
+            objects = _write_objects(source, result, preview, arriving, identity, seg_options)
         _write_json(findings, arriving / FINDINGS_FILE)
     return ResultFiles(
         directory=directory,
@@ -123,6 +128,7 @@ def _write_objects(
     preview: Image.Image,
     directory: Path,
     identity: ResultIdentity,
+    seg_options: SegOptions,
 ) -> dict[ResultKind, tuple[SopInstance, ...]]:
     headers, findings = reference_headers(source), result.findings
     shown = findings.reported[:MOST_KEY_IMAGES]
@@ -131,11 +137,13 @@ def _write_objects(
         (overview_picture(preview, findings), None),
         *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
     ]
-    seg = write_seg(source, result, directory / SEG_FILE, identity=identity)
-    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity)
+    seg = None
+    if has_segments(findings, seg_options):
+        seg = write_seg(source, result, directory / SEG_FILE, identity=identity, options=seg_options)
+    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity, options=seg_options)
     pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
     return {
-        ResultKind.SEG: (seg,),
+        ResultKind.SEG: () if seg is None else (seg,),
         ResultKind.SR: (sr,),
         ResultKind.KEY_IMAGES: write_key_images(key_images, headers[0], findings, directory, identity=identity),
         ResultKind.REPORT: (write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity),),

@@ -1,8 +1,9 @@
 """The result as a DICOM Segmentation (PS3.3 A.51): what goes back to the PACS.
 
-BINARY. Segment 1 is the pulmonary artery without the emboli's voxels, segment k + 1 is lesion k, an embolus or (where
-somebody asked for more than the threshold lets through) a candidate: no voxel belongs to two segments, since viewers
-(OHIF among them) warn about overlapping segments or draw them wrongly. The lumen with its clots is the union of all.
+Segment 1 is the pulmonary artery without the emboli's voxels, segment k + 1 is lesion k, an embolus or (where somebody
+asked for more than the threshold lets through) a candidate: no voxel belongs to two segments, since viewers (OHIF among
+them) warn about overlapping segments or draw them wrongly. The lumen with its clots is the union of all. Without the
+artery, which is an option, segment k is lesion k.
 
 Frames in which a segment is empty are left out: with a frame per segment and slice a scan of 400 slices and 20 emboli
 would have 8,400 frames instead of some 250. Each frame names its source image and its position, which is all a reader
@@ -20,6 +21,7 @@ from highdicom.color import CIELabColor
 from highdicom.seg import (
     SegmentAlgorithmTypeValues,
     Segmentation,
+    SegmentationFractionalTypeValues,
     SegmentationTypeValues,
     SegmentDescription,
 )
@@ -43,50 +45,75 @@ from services.dicom.result_object import (
     series_number,
 )
 from services.dicom.result_wording import series_description
+from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions, SegType
 from services.dicom.series_reader import SourceSeries
 
 ARTERY_COLOUR_RGB = (86, 156, 214)
 EMBOLUS_COLOUR_RGB = (235, 64, 52)
 
 
-def write_seg(source: SourceSeries, result: SegmentationResult, path: Path, *, identity: ResultIdentity) -> SopInstance:
+def write_seg(
+    source: SourceSeries,
+    result: SegmentationResult,
+    path: Path,
+    *,
+    identity: ResultIdentity,
+    options: SegOptions = DEFAULT_OPTIONS,
+) -> SopInstance:
     """Write the result as one SEG under `path`, complete or not at all; the same bytes for the same arguments.
 
     Raises:
-        ValueError: the masks do not lie on the source's grid, or nothing was analysed: "not analysable" is no SEG.
+        ValueError: the masks do not lie on the source's grid, nothing was analysed ("not analysable" is no SEG), no
+            segment is left, or probabilities are asked for where the result has none.
     """
     if result.artery.shape != source.volume.shape_zyx:
         raise ValueError(f"masks {result.artery.shape} do not lie on the source's grid {source.volume.shape_zyx}")
     if result.findings.outcome is Outcome.NOT_ANALYSABLE:
         raise ValueError("a scan that was not analysable must not get a segmentation that looks like a negative one")
+    if not has_segments(result.findings, options):
+        raise ValueError("a SEG has at least one segment: without the artery there is none where no embolus was found")
     headers = reference_headers(source)
-    segmentation = _segmentation(source, headers, result, identity)
+    segmentation = _segmentation(source, headers, result, identity, options)
+    if options.type is SegType.FRACTIONAL:
+        _fill_in_probabilities(segmentation, source, result)
     _make_reproducible(segmentation, identity)
     return save_whole(segmentation, headers[0], path)
 
 
-def segment_numbers(result: SegmentationResult) -> NDArray[Any]:
-    """Segment number of every voxel (z, y, x) as uint8 or uint16, 0 background: 1 artery, k + 1 embolus k."""
-    largest = 1 + len(result.findings.lesions)
-    if result.embolus_labelmap.max(initial=0) >= largest:
-        raise ValueError(f"label map has values above its {largest - 1} lesions")
-    numbers: NDArray[Any] = result.artery.astype(np.uint8 if largest <= 255 else np.uint16)
+def has_segments(findings: Findings, options: SegOptions) -> bool:
+    return options.has_artery or bool(findings.lesions)
+
+
+def segment_numbers(result: SegmentationResult, options: SegOptions = DEFAULT_OPTIONS) -> NDArray[Any]:
+    """Segment number of every voxel (z, y, x) as uint8 or uint16, 0 background."""
+    lesions = len(result.findings.lesions)
+    if result.embolus_labelmap.max(initial=0) > lesions:
+        raise ValueError(f"label map has values above its {lesions} lesions")
+    smallest = np.uint8 if options.segment_number(lesions) <= 255 else np.uint16
+    if not options.has_artery:
+        return result.embolus_labelmap.astype(smallest)
+    numbers: NDArray[Any] = result.artery.astype(smallest)
     emboli = result.embolus_labelmap > 0
     numbers[emboli] = result.embolus_labelmap[emboli] + 1
     return numbers
 
 
 def _segmentation(
-    source: SourceSeries, headers: list[Dataset], result: SegmentationResult, identity: ResultIdentity
+    source: SourceSeries,
+    headers: list[Dataset],
+    result: SegmentationResult,
+    identity: ResultIdentity,
+    options: SegOptions,
 ) -> Segmentation:
-    numbers = segment_numbers(result)
+    numbers = segment_numbers(result, options)
     if source.is_multi_frame:  # planes in the order of the source's frames
         numbers = numbers[np.argsort(source.frame_indices)]
     return Segmentation(
         source_images=headers,
         pixel_array=numbers,
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=_segment_descriptions(result.findings, identity),
+        segmentation_type=SegmentationTypeValues(options.type.value.upper()),
+        fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
+        segment_descriptions=_segment_descriptions(result.findings, identity, options),
         series_instance_uid=identity.uid("seg", "series"),
         series_number=series_number(ResultKind.SEG, headers[0]),
         sop_instance_uid=identity.uid("seg", "instance"),
@@ -104,7 +131,31 @@ def _segmentation(
     )
 
 
-def _segment_descriptions(findings: Findings, identity: ResultIdentity) -> list[SegmentDescription]:
+def _fill_in_probabilities(segmentation: Segmentation, source: SourceSeries, result: SegmentationResult) -> None:
+    """In place of the 255 that highdicom writes where a segment is: the probability, 255 for 1."""
+    probability = result.lesion_probability
+    if probability is None:
+        raise ValueError("a FRACTIONAL SEG needs the probabilities of its voxels")
+    frame_of_plane = source.frame_indices or range(len(source.sop_instance_uids))
+    plane_of = {
+        (uid, frame if source.is_multi_frame else 0): index
+        for index, (uid, frame) in enumerate(zip(source.sop_instance_uids, frame_of_plane, strict=True))
+    }
+    frames = np.frombuffer(segmentation.PixelData, dtype=np.uint8)[
+        : segmentation.NumberOfFrames * result.artery[0].size
+    ]
+    frames = frames.reshape(-1, *result.artery.shape[1:]).copy()
+    for frame, item in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        shown = item.DerivationImageSequence[0].SourceImageSequence[0]
+        key = (str(shown.ReferencedSOPInstanceUID), int(shown.get("ReferencedFrameNumber", 1)) - 1)
+        inside = frame > 0
+        frame[inside] = np.maximum(probability[plane_of[key]][inside], 1)
+    segmentation.PixelData = frames.tobytes() + b"\0" * (frames.size % 2)
+
+
+def _segment_descriptions(
+    findings: Findings, identity: ResultIdentity, options: SegOptions
+) -> list[SegmentDescription]:
     algorithm = hd.AlgorithmIdentificationSequence(
         name="Embolens",
         family=codes.DCM.ArtificialIntelligence,
@@ -124,12 +175,12 @@ def _segment_descriptions(findings: Findings, identity: ResultIdentity) -> list[
         display_color=CIELabColor.from_rgb(*ARTERY_COLOUR_RGB),
     )
     artery.SegmentDescription = "Pulmonary artery without the voxels of the emboli"
-    descriptions = [artery]
+    descriptions = [artery] if options.has_artery else []
     reported = findings.reported
     for lesion in findings.lesions:
         name = f"{'Embolus' if lesion in reported else 'Candidate'} {lesion.id}"
         embolus = SegmentDescription(
-            segment_number=lesion.id + 1,
+            segment_number=options.segment_number(lesion.id),
             segment_label=name,
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
             segmented_property_type=codes.SCT.Embolus,

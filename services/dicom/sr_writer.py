@@ -50,6 +50,7 @@ from services.dicom.result_object import (
     series_number,
 )
 from services.dicom.result_wording import headline, reason_line, series_description
+from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions
 from services.dicom.series_reader import SourceSeries
 
 _ANSWER = {
@@ -61,20 +62,31 @@ Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQual
 
 
 def write_sr(
-    source: SourceSeries, result: SegmentationResult, seg: SopInstance, path: Path, *, identity: ResultIdentity
+    source: SourceSeries,
+    result: SegmentationResult,
+    seg: SopInstance | None,
+    path: Path,
+    *,
+    identity: ResultIdentity,
+    options: SegOptions = DEFAULT_OPTIONS,
 ) -> SopInstance:
     """Write the report on an analysed scan under `path`, complete or not at all; equal arguments write equal bytes.
 
     Args:
-        seg: the result's SEG, whose segments the report refers to.
+        seg: the result's SEG, whose segments the report refers to; None where no segment was to be written.
+        options: the SEG's.
     """
     headers = reference_headers(source)
-    emboli = [
-        _embolus_group(lesion, _referenced_segment(source, headers, result, lesion, seg), identity)
-        for lesion in result.findings.reported
-    ]
-    groups: list[Group] = [_scan_group(result.findings, identity), *emboli]
-    evidence = [*headers, _seg_reference(seg)]
+    evidence = list(headers)
+    groups: list[Group] = [_scan_group(result.findings, identity)]
+    if seg is not None:
+        evidence.append(_seg_reference(seg))
+    for lesion in result.findings.reported:
+        assert seg is not None, "emboli are segments"
+        images = _source_images(source, headers, result, lesion)
+        number = options.segment_number(lesion.id)
+        segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, number, source_images=images)
+        groups.append(_embolus_group(lesion, segment, identity))
     return _write(evidence, result.findings, groups, path, identity)
 
 
@@ -206,19 +218,17 @@ def _algorithm(identity: ResultIdentity) -> AlgorithmIdentification:
     )
 
 
-def _referenced_segment(
-    source: SourceSeries, headers: Sequence[Dataset], result: SegmentationResult, lesion: Lesion, seg: SopInstance
-) -> ReferencedSegment:
-    """The lesion's segment and the images that show it."""
+def _source_images(
+    source: SourceSeries, headers: Sequence[Dataset], result: SegmentationResult, lesion: Lesion
+) -> list[SourceImageForSegmentation]:
+    """The images that show the lesion."""
     slices, *_ = find_objects(result.embolus_labelmap, max_label=lesion.id)[lesion.id - 1]
     shown = range(slices.start, slices.stop)
     sop_class_uid = headers[0].SOPClassUID
     if source.is_multi_frame:
         frames = sorted(source.frame_indices[index] + 1 for index in shown)
-        images = [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[0], frames)]
-    else:
-        images = [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[index]) for index in shown]
-    return ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, lesion.id + 1, source_images=images)
+        return [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[0], frames)]
+    return [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[index]) for index in shown]
 
 
 def _seg_reference(seg: SopInstance) -> Dataset:

@@ -22,8 +22,8 @@ from services.dicom.seg_writer import write_seg
 from services.embedded_redis import free_port
 from services.settings import Settings
 from tests.cli.conftest import Embolens
-from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, Package, ThresholdSegmenter
-from worker.result_identity import identify_result
+from tests.services.dicom.made_series import IDENTITY
+from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_seg_is_laid_over_the_phantom_by_position(volume: CtVolume, slices: li
     """Of two emboli in the SEG one was inserted and one was not; another that was inserted is missing."""
     source = read_input(slices)
     result = ThresholdSegmenter().segment(source.volume)
-    seg = write_seg(source, result, tmp_path / "seg.dcm", identity=identify_result(Package(), source.content_digest()))
+    seg = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY)
     truth = np.zeros(volume.shape_zyx, dtype=np.uint16)
     truth[10:14, 18:22, 20:24] = 1
     truth[2:4, 2:4, 2:4] = 2

@@ -13,7 +13,9 @@ from services.dicom.ct_series_writer import write_ct_series
 from services.dicom.input_reader import read_input
 from services.dicom.result_files import write_not_analysable, write_results
 from services.dicom.result_kind import ResultKind
+from services.dicom.seg_options import SegOptions
 from services.dicom.series_reader import read_series
+from tests.services.dicom.checked_objects import dciodvfy_errors
 from tests.services.dicom.made_series import IDENTITY, counting_volume, made_result, oblique_affine, written_series
 from tests.services.dicom.test_nifti_reader import counting_nifti
 
@@ -46,6 +48,14 @@ def test_a_dicom_source_gets_all_its_files(tmp_path: Path) -> None:
     # NIfTI is RAS: the voxel (x, y, z) = (3, 2, 1) lies at minus L, minus P
     left, posterior, superior = source.volume.point_lps_mm((1, 2, 3))
     np.testing.assert_allclose(mask.affine @ [3, 2, 1, 1], [-left, -posterior, superior, 1], atol=1e-4)
+
+
+def test_without_artery_and_emboli_the_report_alone_says_that_none_was_found(tmp_path: Path) -> None:
+    source = read_series(written_series(tmp_path / "series"))
+    result = made_result(source.volume, emboli=0)
+    written = write_results(source, result, tmp_path / "result", IDENTITY, SegOptions(artery=False))
+    assert [one.path.name for one in written.objects_of([ResultKind.SEG, ResultKind.SR])] == ["sr.dcm"]
+    assert dciodvfy_errors(tmp_path / "result/sr.dcm") == []
 
 
 def test_findings_name_the_source_image_of_each_peak_and_what_made_them(tmp_path: Path) -> None:

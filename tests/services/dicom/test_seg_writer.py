@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from imaging.findings import Findings, Outcome
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume
+from services.dicom.seg_options import SegOptions, SegType
 from services.dicom.seg_writer import segment_numbers, write_seg
 from services.dicom.series_reader import SourceSeries, read_series
 from tests.services.dicom.checked_objects import dciodvfy_errors
@@ -52,7 +53,8 @@ def read_by_highdicom(path: Path, volume: CtVolume) -> NDArray[np.int64]:
     return onto_grid(volume, points, stored.array[tuple(index.T)])
 
 
-def read_by_dcmqi(path: Path, volume: CtVolume, directory: Path) -> NDArray[np.int64]:
+def read_by_dcmqi(path: Path, volume: CtVolume, directory: Path, *, merged: bool = False) -> NDArray[np.int64]:
+    """Segment numbers on the volume's grid, from a file for each segment or from one for all of them."""
     directory.mkdir()
     subprocess.run(
         [
@@ -63,6 +65,7 @@ def read_by_dcmqi(path: Path, volume: CtVolume, directory: Path) -> NDArray[np.i
             str(directory),
             "--outputType",
             "nrrd",
+            *(["--mergeSegments"] if merged else []),
         ],
         check=True,
         capture_output=True,
@@ -75,7 +78,7 @@ def read_by_dcmqi(path: Path, volume: CtVolume, directory: Path) -> NDArray[np.i
         index = np.argwhere(values > 0)
         if len(index):
             points = np.array([image.TransformIndexToPhysicalPoint([int(i) for i in zyx[::-1]]) for zyx in index])
-            grid += onto_grid(volume, points, np.full(len(index), int(file.stem)))
+            grid += onto_grid(volume, points, values[tuple(index.T)] if merged else np.full(len(index), int(file.stem)))
     return grid
 
 
@@ -98,6 +101,61 @@ def test_highdicom_and_dcmqi_read_it_back_onto_the_same_voxels(
     assert expected.max() == emboli + 1
     np.testing.assert_array_equal(read_by_highdicom(path, source.volume), expected)
     np.testing.assert_array_equal(read_by_dcmqi(path, source.volume, tmp_path / "dcmqi"), expected)
+
+
+def test_the_artery_can_be_left_out(source: SourceSeries, tmp_path: Path) -> None:
+    options = SegOptions(artery=False)
+    result = made_result(source.volume)
+    path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY, options=options).path
+    np.testing.assert_array_equal(read_by_highdicom(path, source.volume), result.embolus_labelmap)
+    np.testing.assert_array_equal(read_by_dcmqi(path, source.volume, tmp_path / "dcmqi"), result.embolus_labelmap)
+    assert dciodvfy_errors(path) == []
+    empty = made_result(source.volume, emboli=0)
+    with pytest.raises(ValueError, match="at least one segment"):
+        write_seg(source, empty, tmp_path / "empty.dcm", identity=IDENTITY, options=options)
+
+
+def test_a_labelmap_holds_the_same_voxels(source: SourceSeries, tmp_path: Path) -> None:
+    result = made_result(source.volume)
+    options = SegOptions(SegType.LABELMAP)
+    path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY, options=options).path
+    assert pydicom.dcmread(path).SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage
+    np.testing.assert_array_equal(read_by_highdicom(path, source.volume), segment_numbers(result))
+    merged = read_by_dcmqi(path, source.volume, tmp_path / "dcmqi", merged=True)
+    np.testing.assert_array_equal(merged, segment_numbers(result))
+    # Of 2022, before the storage class came: it knows neither that nor the background as segment 0
+    for error in dciodvfy_errors(path):
+        assert "Information Object Not found" in error or "SegmentNumber of 0" in error
+
+
+def test_a_fractional_seg_says_how_probable_each_voxel_of_an_embolus_is(source: SourceSeries, tmp_path: Path) -> None:
+    made = made_result(source.volume)
+    probability = np.arange(made.artery.size).reshape(made.artery.shape) % 200 + 50
+    probability = np.where(made.embolus_labelmap > 0, probability, 0).astype(np.uint8)
+    result = replace(made, lesion_probability=probability)
+    options = SegOptions(SegType.FRACTIONAL)
+    path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY, options=options).path
+    assert dciodvfy_errors(path) == []
+    np.testing.assert_array_equal(read_by_dcmqi(path, source.volume, tmp_path / "dcmqi"), result.embolus_labelmap)
+    seg = highdicom.seg.segread(path)
+    assert (seg.SegmentationFractionalType, seg.MaximumFractionalValue) == ("PROBABILITY", 255)
+    stored = seg.get_volume(rescale_fractional=True)
+    values = np.zeros(source.volume.shape_zyx)
+    for segment in range(stored.array.shape[-1]):
+        index = np.argwhere(stored.array[..., segment] > 0)
+        points = index @ stored.affine[:3, :3].T + stored.affine[:3, 3]
+        found = 255 * stored.array[..., segment][tuple(index.T)]
+        grid = onto_grid(source.volume, points, np.rint(found).astype(np.int64))
+        np.testing.assert_array_equal(grid > 0, result.embolus_labelmap == segment + 1)
+        values += grid
+    np.testing.assert_array_equal(values, probability)
+
+
+def test_without_probabilities_no_fractional_seg_is_made_up(source: SourceSeries, tmp_path: Path) -> None:
+    result, options = made_result(source.volume), SegOptions(SegType.FRACTIONAL)
+    with pytest.raises(ValueError, match="needs the probabilities"):
+        write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY, options=options)
+    assert not list(tmp_path.glob("*seg.dcm*"))
 
 
 @pytest.mark.parametrize("emboli", [0, 3])

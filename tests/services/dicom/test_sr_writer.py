@@ -16,6 +16,7 @@ from imaging.findings import RESEARCH_USE_ONLY, Findings, Outcome
 from services.dicom import result_codes
 from services.dicom.refused_images import refused_images
 from services.dicom.result_object import SopInstance
+from services.dicom.seg_options import SegOptions
 from services.dicom.seg_writer import write_seg
 from services.dicom.series_reader import SourceSeries, read_series
 from services.dicom.sr_writer import write_not_analysable_sr, write_sr
@@ -110,6 +111,16 @@ def test_every_embolus_has_its_measurements_and_its_segment(source: SourceSeries
         assert group.tracking_identifier == segment.TrackingID
         assert group.tracking_uid == segment.TrackingUID
         assert group.referenced_segment[0].referenced_segment_numbers == [segment.SegmentNumber]
+
+
+def test_the_segments_are_those_of_a_seg_without_artery(source: SourceSeries, tmp_path: Path) -> None:
+    result, options = made_result(source.volume), SegOptions(artery=False)
+    seg = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY, options=options)
+    sr = write_sr(source, result, seg, tmp_path / "sr.dcm", identity=IDENTITY, options=options)
+    groups = read_report(sr.path).content.get_volumetric_roi_measurement_groups()
+    segments = pydicom.dcmread(seg.path).SegmentSequence
+    referenced = [group.referenced_segment[0].referenced_segment_numbers for group in groups]
+    assert referenced == [[segment.SegmentNumber] for segment in segments] == [[1], [2]]
 
 
 def test_a_segment_is_referenced_with_the_images_that_show_it(source: SourceSeries, tmp_path: Path) -> None:
