@@ -98,6 +98,10 @@ def without_uids(first: Dataset) -> Dataset:
             setattr(header, keyword, "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
+    if header.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in header:
+        header.DeidentificationMethod = (
+            "as of the source images"  # type 1C, also where they have it in codes or not at all
+        )
     return header
 
 

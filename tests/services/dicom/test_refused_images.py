@@ -42,6 +42,14 @@ def test_several_series_of_a_study_are_referred_to_together(tmp_path: Path) -> N
     assert len(refused_images(files)) == len(files)
 
 
+def test_a_patient_whose_identity_was_removed_stays_so(tmp_path: Path) -> None:
+    files = written_series(tmp_path / "series")
+    for file in files:
+        edit(file, lambda dataset: setattr(dataset, "PatientIdentityRemoved", "YES"))
+    image = refused_images(files)[0]
+    assert (image.PatientIdentityRemoved, image.DeidentificationMethod) == ("YES", "as of the source images")
+
+
 def test_an_image_without_uids_cannot_be_referred_to(tmp_path: Path) -> None:
     files = written_series(tmp_path / "series")
     edit(files[0], lambda dataset: setattr(dataset, "SeriesInstanceUID", ""))
