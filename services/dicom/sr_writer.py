@@ -81,9 +81,10 @@ def write_sr(
     groups: list[Group] = [_scan_group(result.findings, identity)]
     if seg is not None:
         evidence.append(_seg_reference(seg))
+    boxes = find_objects(result.embolus_labelmap)
     for lesion in result.findings.reported:
         assert seg is not None, "emboli are segments"
-        images = _source_images(source, headers, result, lesion)
+        images = _source_images(source, headers, boxes[lesion.id - 1][0])
         number = options.segment_number(lesion.id)
         segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, number, source_images=images)
         groups.append(_embolus_group(lesion, segment, identity))
@@ -218,11 +219,8 @@ def _algorithm(identity: ResultIdentity) -> AlgorithmIdentification:
     )
 
 
-def _source_images(
-    source: SourceSeries, headers: Sequence[Dataset], result: SegmentationResult, lesion: Lesion
-) -> list[SourceImageForSegmentation]:
-    """The images that show the lesion."""
-    slices, *_ = find_objects(result.embolus_labelmap, max_label=lesion.id)[lesion.id - 1]
+def _source_images(source: SourceSeries, headers: Sequence[Dataset], slices: slice) -> list[SourceImageForSegmentation]:
+    """The images of these slices."""
     shown = range(slices.start, slices.stop)
     sop_class_uid = headers[0].SOPClassUID
     if source.is_multi_frame:

@@ -245,6 +245,7 @@ def test_it_belongs_to_the_patient_and_study_and_refers_to_the_source(source: So
             assert item.ReferencedFrameNumber == source.frame_indices[index] + 1
     embolens = [item for item in seg.ContributingEquipmentSequence if item.Manufacturer == "Embolens"]
     assert IDENTITY.package_sha256 in embolens[-1].SoftwareVersions
+    assert embolens[-1].DeviceUID == IDENTITY.device_uid
 
 
 def test_segments_of_candidates_say_so(source: SourceSeries, tmp_path: Path) -> None:
