@@ -35,6 +35,11 @@ def has_result(job: JobRow) -> bool:
     return job.state in _WITH_RESULT
 
 
+def has_refusal(job: JobRow) -> bool:
+    """A worker found that nothing can be said, and wrote why."""
+    return job.state == JobState.NOT_ANALYSABLE and job.findings is not None
+
+
 def job_view(gateway: Gateway, job_id: str) -> JobSchema:
     """Raises NotFound."""
     job = gateway.jobs.get(job_id)
@@ -121,6 +126,7 @@ def _links(job: JobRow) -> LinksSchema:
         events=f"{path}/events",
         findings=f"{path}/findings" if has_findings else None,
         seg=f"{path}/seg.dcm" if with_result and job.input_kind == "dicom" else None,
+        sr=f"{path}/sr.dcm" if (with_result or has_refusal(job)) and job.input_kind == "dicom" else None,
         mask=f"{path}/mask.nii.gz" if with_result else None,
         artery=f"{path}/artery.nii.gz" if with_result else None,
         preview=f"{path}/preview.png" if with_result else None,

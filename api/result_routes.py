@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from api.gateway import Gateway, OpenGateway
 from api.job_id import JobId
-from api.job_view import findings_of, has_ended, has_result
+from api.job_view import findings_of, has_ended, has_refusal, has_result
 from api.problem_responses import problem_responses
 from api.schemas import FindingsSchema
 from imaging.errors import NotFound, StateConflict
@@ -20,6 +20,7 @@ router = APIRouter(tags=["results"])
 
 _MEDIA_TYPES = {
     "seg.dcm": "application/dicom",
+    "sr.dcm": "application/dicom",
     "mask.nii.gz": "application/gzip",
     "artery.nii.gz": "application/gzip",
     "preview.png": "image/png",
@@ -63,6 +64,9 @@ def _add_file_route(name: str, summary: str, description: str) -> None:
 
 
 _add_file_route("seg.dcm", "The DICOM SEG", "Segment 1 is the pulmonary artery, then one segment per embolus.")
+_add_file_route(
+    "sr.dcm", "The DICOM SR", "Measurements of every embolus; for a study that is not analysable, the coded reasons."
+)
 _add_file_route("mask.nii.gz", "The emboli as NIfTI", "A label map on the input's grid; the value is the lesion's id.")
 _add_file_route("artery.nii.gz", "The pulmonary artery as NIfTI", "A mask on the input's grid.")
 _add_file_route("preview.png", "A picture of the result", "For a look, not for reading.")
@@ -70,12 +74,12 @@ _add_file_route("preview.png", "A picture of the result", "For a look, not for r
 
 def _file(job_id: str, name: str, request: Request, gateway: Gateway) -> Response:
     job = gateway.jobs.get(job_id)
-    if not has_result(job):
+    if not (has_result(job) or (name == "sr.dcm" and has_refusal(job))):
         raise _why_there_is_none(job, name)
-    if name == "seg.dcm" and job.input_kind != "dicom":
+    if name.endswith(".dcm") and job.input_kind != "dicom":
         raise NotFound(
-            f"job {job_id} was given as {job.input_kind}: a DICOM SEG needs a DICOM series to refer to",
-            remedy="take mask.nii.gz",
+            f"job {job_id} was given as {job.input_kind}: a DICOM object needs a DICOM series to refer to",
+            remedy="take mask.nii.gz and findings",
         )
     path = gateway.store.result_file(job_id, name)
     shown = "inline" if name == "preview.png" else "attachment"

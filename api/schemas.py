@@ -83,6 +83,7 @@ class LinksSchema(Schema):
     events: str
     findings: str | None
     seg: str | None
+    sr: str | None
     mask: str | None
     artery: str | None
     preview: str | None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.uid import SegmentationStorage
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -150,10 +151,14 @@ def _follow(gateway: GatewayClient, supervisor: Supervisor, first: Path, seconds
 
 
 def _seg_in(pacs: DemoPacs) -> Path:
-    received = pacs.received()
-    if len(received) != 1:
-        raise DeliveryError(f"the PACS holds {len(received)} objects, one SEG was expected", code="demo.no_result")
-    return received[0]
+    segs = [
+        path
+        for path in pacs.received()
+        if pydicom.dcmread(path, specific_tags=["SOPClassUID"]).SOPClassUID == SegmentationStorage
+    ]
+    if len(segs) != 1:
+        raise DeliveryError(f"the PACS holds {len(segs)} SEG, one was expected", code="demo.no_result")
+    return segs[0]
 
 
 def _own_copy(settings: Settings, job: dict[str, Any]) -> Path:

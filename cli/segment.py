@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from services.dicom.identity import ResultIdentity
-    from services.dicom.source_image import SourceImage
-
-_RESULT_FILES = ("findings.json", "mask.nii.gz", "artery.nii.gz", "seg.dcm", "preview.png")
+_RESULT_FILES = (
+    *("findings.json", "mask.nii.gz", "artery.nii.gz", "preview.png"),
+    *("seg.dcm", "sr.dcm", "key-image-*.dcm", "report.dcm"),
+)
 
 
 def segment(
@@ -64,6 +63,7 @@ def _segment(
             source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
         from models.cascade_options import CascadeOptions, Mode
+        from worker.result_identity import identify_result
 
         chosen = package or settings().resolved_package_dir
         cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=Mode(mode)))
@@ -71,7 +71,11 @@ def _segment(
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)
         _remove_earlier_result(output)
-        written = write_results(source, result, output, _identity(cascade.package, source, min_score, mode))
+        seg_options = settings().seg_options
+        identity = identify_result(
+            cascade.package, source.content_digest(), min_score=min_score, mode=mode, seg_options=seg_options
+        )
+        written = write_results(source, result, output, identity, seg_options)
         bars("write", 1.0)
     findings: dict[str, Any] = written.findings.to_dict()
     return findings
@@ -96,12 +100,6 @@ def files_of(path: Path) -> Iterator[list[Path]]:
         yield [path]
 
 
-def _identity(package: Any, source: SourceImage, min_score: float | None, mode: str) -> ResultIdentity:
-    from worker.result_identity import identify_result
-
-    return identify_result(package, source.content_digest(), min_score=min_score, mode=mode)
-
-
 def _write_not_analysable(output: Path, reasons: Any) -> None:
     from imaging.findings import Findings, Outcome
     from services.version import VERSION
@@ -113,8 +111,12 @@ def _write_not_analysable(output: Path, reasons: Any) -> None:
 
 def _remove_earlier_result(output: Path) -> None:
     """So that nothing of another study lies beside this one's findings."""
-    for name in _RESULT_FILES:
-        (output / name).unlink(missing_ok=True)
+    for file in _result_files(output):
+        file.unlink()
+
+
+def _result_files(output: Path) -> list[Path]:
+    return [file for pattern in _RESULT_FILES for file in sorted(output.glob(pattern))]
 
 
 def _print_table(findings: dict[str, Any], output: Path) -> None:
@@ -142,6 +144,5 @@ def _print_table(findings: dict[str, Any], output: Path) -> None:
             )
         console.print(table)
     console.print(f"[dim]{findings['notice']}[/dim]")
-    for name in _RESULT_FILES:
-        if (output / name).is_file():
-            console.print(str(output / name), highlight=False, soft_wrap=True)
+    for file in _result_files(output):
+        console.print(str(file), highlight=False, soft_wrap=True)

@@ -167,7 +167,7 @@ class Cascade:
         with _stage("fuse", seconds, report) as progress:
             artery = None if artery_logits is None else torch.sigmoid(artery_logits)
             embolus = self._fused(unet_logits, aanet_logits, artery)
-            labelmap, artery_mask, findings = self._lesions(
+            labelmap, artery_mask, lesion_probability, findings = self._lesions(
                 scan, embolus, None if artery is None else artery.cpu().numpy(), min_score, progress
             )
         return SegmentationResult(
@@ -175,6 +175,7 @@ class Cascade:
             artery=np.ascontiguousarray(order.undo(artery_mask)),
             findings=findings,
             stage_seconds=seconds,
+            lesion_probability=np.ascontiguousarray(order.undo(lesion_probability)),
         )
 
     def _region(self, canonical: CtVolume, progress: Callable[[float], None]) -> LungRegion:
@@ -266,7 +267,7 @@ class Cascade:
         artery: Probability | None,
         min_score: float | None,
         progress: Callable[[float], None],
-    ) -> tuple[NDArray[np.uint16], Mask, Findings]:
+    ) -> tuple[NDArray[np.uint16], Mask, NDArray[np.uint8], Findings]:
         canonical, region = scan.canonical, scan.region
         part = cropped(canonical, region.box)
         artery_part, artery_hu, warnings = self._artery(scan, part, embolus, artery)
@@ -277,6 +278,8 @@ class Cascade:
 
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
         labelmap[region.box.slices] = found.labelmap
+        lesion_probability = np.zeros(canonical.shape_zyx, dtype=np.uint8)
+        lesion_probability[region.box.slices] = np.rint(255 * probability) * (found.labelmap > 0)
         artery_mask = np.zeros(canonical.shape_zyx, dtype=bool)
         # Ids run from the best score down. Candidates below the threshold say nothing about the artery either.
         emboli = sum(lesion.score >= self._thresholds.score for lesion in found.lesions)
@@ -301,7 +304,7 @@ class Cascade:
                 "lung_height_mm": round(region.lung_extent_zyx_mm[0], 1),
             },
         )
-        return labelmap, artery_mask, findings
+        return labelmap, artery_mask, lesion_probability, findings
 
     def _artery(
         self, scan: _Scan, part: CtVolume, embolus: Probability, artery: Probability | None

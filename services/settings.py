@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.chosen_package import chosen_package
+from services.dicom.seg_options import SegOptions, SegType
 
 _DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 GIB = 1024**3
@@ -55,6 +56,11 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, description="A job is tried this often before it is failed")
     sweep_s: float = Field(5.0, description="Time between two sweeps of the relay")
 
+    seg_type: SegType = Field(SegType.BINARY, description="binary, labelmap (many archives refuse it) or fractional")
+    seg_artery: bool = Field(
+        True, description="Pulmonary artery in the SEG; without it no SEG where no embolus was found"
+    )
+
     delivery_first_backoff_s: float = Field(30.0, description="Wait after a first failed delivery; doubles")
     delivery_max_backoff_s: float = Field(600.0, description="Longest wait between two delivery attempts")
     delivery_park_after_s: float = Field(86_400.0, description="Failing this long, and 20 times, parks a delivery")
@@ -62,6 +68,10 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'embolens.sqlite'}"
+
+    @property
+    def seg_options(self) -> SegOptions:
+        return SegOptions(self.seg_type, self.seg_artery)
 
     @property
     def packages_folder(self) -> Path:

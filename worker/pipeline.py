@@ -19,7 +19,8 @@ from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, 
 from imaging.findings import Findings, Outcome
 from services.delivery.destinations import Destinations
 from services.dicom.input_reader import read_input
-from services.dicom.result_files import write_findings, write_results
+from services.dicom.result_files import write_not_analysable, write_results
+from services.dicom.seg_options import SegOptions
 from services.dicom.source_image import SourceImage
 from services.settings import Settings
 from services.store.database import Database
@@ -44,6 +45,7 @@ class Pipeline:
     segmenter: Segmenter
     lease_s: float
     max_attempts: int
+    seg_options: SegOptions
 
     @classmethod
     def connect(cls, settings: Settings, segmenter: Segmenter) -> Self:
@@ -55,6 +57,7 @@ class Pipeline:
             segmenter=segmenter,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
+            seg_options=settings.seg_options,
         )
 
     def run_job(self, job_id: str) -> None:
@@ -91,9 +94,9 @@ class Pipeline:
         result = self.segmenter.segment(source.volume, on_progress=progress)
         result = result.with_reasons(Reason(**warning) for warning in job.reasons)  # from the intake
         progress(Stage.WRITE, 0.0)
-        identity = identify_result(self.segmenter.package, source.content_digest())
+        identity = identify_result(self.segmenter.package, source.content_digest(), seg_options=self.seg_options)
         with self._result_directory(job) as directory:
-            written = write_results(source, result, directory, identity)
+            written = write_results(source, result, directory, identity, self.seg_options)
             progress(Stage.WRITE, 1.0)
         self.jobs.finish(
             job.id,
@@ -106,11 +109,16 @@ class Pipeline:
 
     def _say_not_analysable(self, job: JobRow, owner: str, reasons: Sequence[Reason], lease: HeldLease) -> None:
         findings = Findings(Outcome.NOT_ANALYSABLE, reasons=tuple(reasons))
-        identity = identify_result(self.segmenter.package, job.inputs_digest or "")
+        identity = identify_result(self.segmenter.package, job.inputs_digest or "", seg_options=self.seg_options)
         lease.check()
         with self._result_directory(job) as directory:
-            written = write_findings(findings, directory, identity)
-        self.jobs.finish_not_analysable(job.id, owner, written.findings.to_dict())
+            written = write_not_analysable(findings, directory, identity, self.store.read_inputs(job.id))
+        self.jobs.finish_not_analysable(
+            job.id,
+            owner,
+            written.findings.to_dict(),
+            deliveries=self.destinations.deliveries_for(job, written),
+        )
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:

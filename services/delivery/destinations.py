@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from services.dicom.result_kind import ResultKind
 from services.store.jobs import Delivery
 from services.store.rows import JobRow, Source
 from services.store.study_store import relative_result_path
@@ -30,6 +31,10 @@ AeTitle = Annotated[str, Field(min_length=1, max_length=16)]
 RouteTarget = Annotated[str, AfterValidator(_known_kind)]
 
 
+DEFAULT_OBJECTS = (ResultKind.SEG, ResultKind.SR)
+Objects = Annotated[tuple[ResultKind, ...], Field(min_length=1)]
+
+
 class Node(TomlTable):
     """A DICOM node that takes C-STORE."""
 
@@ -37,6 +42,7 @@ class Node(TomlTable):
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
     tls: bool = False
+    objects: Objects = DEFAULT_OBJECTS
 
 
 class Folder(TomlTable):
@@ -44,6 +50,7 @@ class Folder(TomlTable):
 
     name: str = Field(min_length=1, max_length=64)
     path: Path
+    objects: Objects = DEFAULT_OBJECTS
 
 
 class Route(TomlTable):
@@ -80,11 +87,10 @@ class Destinations(TomlTable):
         return self
 
     def deliveries_for(self, job: JobRow, written: ResultFiles) -> list[Delivery]:
-        """The outbox rows of a finished job: every result object for every destination of its route.
+        """The outbox rows of a finished job: for every destination of its route the objects that it wants.
 
         A node that nobody has listed gets its rows all the same: they wait, visibly, instead of being lost.
         """
-        objects = [] if written.seg is None else [written.seg]
         return [
             Delivery(
                 destination=destination,
@@ -93,7 +99,7 @@ class Destinations(TomlTable):
                 sop_instance_uid=one.sop_instance_uid,
             )
             for destination in self.destinations_of(job)
-            for one in objects
+            for one in written.objects_of(self._objects_for(destination))
         ]
 
     def destinations_of(self, job: JobRow) -> list[str]:
@@ -102,6 +108,13 @@ class Destinations(TomlTable):
         origin = NODE + job.calling_ae_title.strip() if job.calling_ae_title else None
         named = [origin if target == ORIGIN else target for target in route.to]
         return list(dict.fromkeys(destination for destination in named if destination is not None))
+
+    def _objects_for(self, destination: str) -> tuple[ResultKind, ...]:
+        if destination.startswith(FOLDER):
+            known: Node | Folder | None = self.folder(destination.removeprefix(FOLDER))
+        else:
+            known = self.node(destination.removeprefix(NODE))
+        return DEFAULT_OBJECTS if known is None else known.objects
 
     def names(self) -> list[str]:
         """Every node and folder as it is written into the outbox."""

@@ -38,6 +38,11 @@ class ResultIdentity:
             *role,
         )
 
+    @property
+    def device_uid(self) -> str:
+        """Of the model package, whatever it was given and whichever software ran it (PS3.3 C.7.5.1, Device UID)."""
+        return derive_uid("embolens", "device", self.package_name, self.package_version, self.package_sha256)
+
     def to_dict(self) -> dict[str, str]:
         return {
             "software_version": self.software_version,

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import validate_value
 
-from services.dicom.headers import MALFORMED, decimal_strings, integer, numbers, text
+from services.dicom.headers import MALFORMED, decimal_strings, numbers, text
 from services.dicom.series_reader import SourceSeries
 from services.dicom.uids import derive_uid
 
@@ -29,8 +29,9 @@ _TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-# Copied where present and valid; the equipment ones name the scanner in the contributing equipment.
-_TYPE_3 = (
+# Copied where present and valid.
+PATIENT_AND_STUDY = (
+    *_TYPE_2,
     "IssuerOfPatientID",
     "PatientAge",
     "PatientSize",
@@ -38,6 +39,16 @@ _TYPE_3 = (
     "PatientIdentityRemoved",
     "DeidentificationMethod",
     "StudyDescription",
+)
+# What the image says of itself: the equipment names the scanner in the contributing equipment.
+_IMAGE = (
+    "SeriesNumber",
+    "ContentDate",
+    "ContentTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "SeriesDate",
+    "SeriesTime",
     "Manufacturer",
     "InstitutionName",
     "StationName",
@@ -62,15 +73,7 @@ def reference_headers(source: SourceSeries) -> list[Dataset]:
 
 def _common_header(source: SourceSeries) -> Dataset:
     first = source.headers[0]
-    header = Dataset()
-    header.SpecificCharacterSet = _character_set(first)
-    for keyword in (*_TYPE_2, *_TYPE_3):
-        _copy_if_valid(first, header, keyword)
-    for keyword in _TYPE_2:
-        if keyword not in header:
-            setattr(header, keyword, "")
-    if header.PatientSex not in ("M", "F", "O"):
-        header.PatientSex = ""
+    header = without_uids(first)
     first_sop_instance_uid = source.sop_instance_uids[0]
     header.StudyInstanceUID = source.study_instance_uid or derive_uid("study of", first_sop_instance_uid)
     header.SeriesInstanceUID = source.series_instance_uid or derive_uid("series of", first_sop_instance_uid)
@@ -81,6 +84,24 @@ def _common_header(source: SourceSeries) -> Dataset:
     header.SOPClassUID = text(first, "SOPClassUID")
     header.Modality = "CT"
     header.Rows, header.Columns = source.rows_and_columns
+    return header
+
+
+def without_uids(first: Dataset) -> Dataset:
+    """Of one image's header what a result of its study says again or derives from it."""
+    header = Dataset()
+    header.SpecificCharacterSet = _character_set(first)
+    for keyword in (*PATIENT_AND_STUDY, *_IMAGE):
+        _copy_if_valid(first, header, keyword)
+    for keyword in _TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    if header.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in header:
+        header.DeidentificationMethod = (
+            "as of the source images"  # type 1C, also where they have it in codes or not at all
+        )
     return header
 
 
@@ -146,8 +167,3 @@ def _place(source: SourceSeries, orientation: Dataset, measures: Dataset) -> Non
     # A segment's voxel reaches from slice to slice, however thick the X-ray beam was
     measures.SliceThickness = decimal_strings([slice_mm])[0]
     measures.SpacingBetweenSlices = decimal_strings([slice_mm])[0]
-
-
-def series_number(source: SourceSeries) -> int:
-    """A number for the result's series that sorts behind the scanner's and tells the source series apart."""
-    return 9000 + abs(integer(source.headers[0], "SeriesNumber") or 0) % 1000

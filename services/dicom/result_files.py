@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from PIL import Image
+from pydicom.dataset import Dataset
 
 from imaging.findings import Findings
 from imaging.result import SegmentationResult
 from services.dicom.identity import ResultIdentity
+from services.dicom.key_image_writer import write_key_images
+from services.dicom.key_pictures import embolus_pictures, overview_picture, refusal_picture
 from services.dicom.label_nifti import save_nifti
-from services.dicom.preview import write_preview
-from services.dicom.seg_writer import SopInstance, write_seg
+from services.dicom.preview import preview_picture
+from services.dicom.reference_headers import reference_headers
+from services.dicom.refused_images import refused_images
+from services.dicom.report_page import report_pdf
+from services.dicom.report_writer import write_report
+from services.dicom.result_kind import ResultKind
+from services.dicom.result_object import SopInstance
+from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions
+from services.dicom.seg_writer import has_segments, write_seg
 from services.dicom.series_reader import SourceSeries
 from services.dicom.source_image import SourceImage
+from services.dicom.sr_writer import write_not_analysable_sr, write_sr
 
 FINDINGS_FILE = "findings.json"
 MASK_FILE = "mask.nii.gz"
 ARTERY_FILE = "artery.nii.gz"
 PREVIEW_FILE = "preview.png"
 SEG_FILE = "seg.dcm"
+SR_FILE = "sr.dcm"
+REPORT_FILE = "report.dcm"
+MOST_KEY_IMAGES = 8  # of emboli, the most probable ones; the overview comes before them
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +51,7 @@ class ResultFiles:
     Attributes:
         findings: as written: with provenance, and a source image for every lesion.
         mask_path / artery_path / preview_path: None where the scan was not analysable.
-        seg: the DICOM SEG; None for NIfTI input and where the scan was not analysable.
+        objects: the DICOM objects by their kind; none for NIfTI input, no SEG where nothing was analysed or segmented.
     """
 
     directory: Path
@@ -43,13 +60,20 @@ class ResultFiles:
     mask_path: Path | None = None
     artery_path: Path | None = None
     preview_path: Path | None = None
-    seg: SopInstance | None = None
+    objects: Mapping[ResultKind, tuple[SopInstance, ...]] = field(default_factory=dict)
+
+    def objects_of(self, kinds: Collection[ResultKind]) -> list[SopInstance]:
+        return [one for kind, written in self.objects.items() if kind in kinds for one in written]
 
 
 def write_results(
-    source: SourceImage, result: SegmentationResult, directory: Path, identity: ResultIdentity
+    source: SourceImage,
+    result: SegmentationResult,
+    directory: Path,
+    identity: ResultIdentity,
+    seg_options: SegOptions = DEFAULT_OPTIONS,
 ) -> ResultFiles:
-    """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, seg.dcm.
+    """Write findings.json, mask.nii.gz, artery.nii.gz, preview.png and, for a DICOM source, an object of every kind.
 
     Everything is written beside `directory` first and moved in whole, findings.json last: where it lies, the others do.
     Files of the same names are replaced, others in `directory` are left alone. Equal arguments write equal bytes.
@@ -59,11 +83,11 @@ def write_results(
     with _arriving(directory) as arriving:
         save_nifti(source.nifti_image(result.embolus_labelmap), arriving / MASK_FILE)
         save_nifti(source.nifti_image(result.artery), arriving / ARTERY_FILE)
-        write_preview(source.volume, result, arriving / PREVIEW_FILE)
-        seg = None
+        preview = preview_picture(source.volume, result)
+        preview.save(arriving / PREVIEW_FILE, format="PNG", compress_level=6)
+        objects = {}
         if isinstance(source, SourceSeries):
-            seg = write_seg(source, result, arriving / SEG_FILE, identity=identity)
-            seg = replace(seg, path=directory / SEG_FILE)
+            objects = _write_objects(source, result, preview, arriving, identity, seg_options)
         _write_json(findings, arriving / FINDINGS_FILE)
     return ResultFiles(
         directory=directory,
@@ -72,18 +96,79 @@ def write_results(
         mask_path=directory / MASK_FILE,
         artery_path=directory / ARTERY_FILE,
         preview_path=directory / PREVIEW_FILE,
-        seg=seg,
+        objects=_moved(objects, directory),
     )
 
 
-def write_findings(
-    findings: Findings, directory: Path, identity: ResultIdentity, source: SourceImage | None = None
+def write_not_analysable(
+    findings: Findings, directory: Path, identity: ResultIdentity, files: Sequence[Path]
 ) -> ResultFiles:
-    """Write findings.json alone: what there is to say about a scan that was not analysable."""
-    findings = completed_findings(findings, identity, source)
+    """Write findings.json and, of DICOM images of one study, all but a SEG: that nothing can be said, and why."""
+    findings = completed_findings(findings, identity, source=None)
+    images = refused_images(files)
+    objects: dict[ResultKind, tuple[SopInstance, ...]] = {}
     with _arriving(directory) as arriving:
+        if images:
+            # The digest is of files, down to names and sizes alone: what is said of these images is named after them.
+            uids = "\n".join([identity.input_digest, *(str(image.SOPInstanceUID) for image in images)])
+            of_images = replace(identity, input_digest=hashlib.sha256(uids.encode()).hexdigest())
+            objects = _write_refusal(images, findings, arriving, of_images)
         _write_json(findings, arriving / FINDINGS_FILE)
-    return ResultFiles(directory=directory, findings=findings, findings_path=directory / FINDINGS_FILE)
+    return ResultFiles(
+        directory=directory,
+        findings=findings,
+        findings_path=directory / FINDINGS_FILE,
+        objects=_moved(objects, directory),
+    )
+
+
+def _write_objects(
+    source: SourceSeries,
+    result: SegmentationResult,
+    preview: Image.Image,
+    directory: Path,
+    identity: ResultIdentity,
+    seg_options: SegOptions,
+) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    headers, findings = reference_headers(source), result.findings
+    shown = findings.reported[:MOST_KEY_IMAGES]
+    emboli = embolus_pictures(source.volume, result, shown)
+    key_images = [
+        (overview_picture(preview, findings), None),
+        *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
+    ]
+    seg = None
+    if has_segments(findings, seg_options):
+        seg = write_seg(source, result, directory / SEG_FILE, identity=identity, options=seg_options)
+    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity, options=seg_options)
+    pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
+    return {
+        ResultKind.SEG: () if seg is None else (seg,),
+        ResultKind.SR: (sr,),
+        ResultKind.KEY_IMAGES: write_key_images(key_images, headers[0], findings, directory, identity=identity),
+        ResultKind.REPORT: (write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity),),
+    }
+
+
+def _write_refusal(
+    images: Sequence[Dataset], findings: Findings, directory: Path, identity: ResultIdentity
+) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    picture = refusal_picture(findings)
+    pdf = report_pdf(findings, [], images[0], identity)
+    return {
+        ResultKind.SR: (write_not_analysable_sr(images, findings, directory / SR_FILE, identity=identity),),
+        ResultKind.KEY_IMAGES: write_key_images([(picture, None)], images[0], findings, directory, identity=identity),
+        ResultKind.REPORT: (write_report(pdf, images, findings, directory / REPORT_FILE, identity=identity),),
+    }
+
+
+def _moved(
+    objects: Mapping[ResultKind, tuple[SopInstance, ...]], directory: Path
+) -> dict[ResultKind, tuple[SopInstance, ...]]:
+    return {
+        kind: tuple(replace(one, path=directory / one.path.name) for one in written)
+        for kind, written in objects.items()
+    }
 
 
 def completed_findings(findings: Findings, identity: ResultIdentity, source: SourceImage | None) -> Findings:

@@ -1,8 +1,9 @@
 """The result as a DICOM Segmentation (PS3.3 A.51): what goes back to the PACS.
 
-BINARY. Segment 1 is the pulmonary artery without the emboli's voxels, segment k + 1 is lesion k, an embolus or (where
-somebody asked for more than the threshold lets through) a candidate: no voxel belongs to two segments, since viewers
-(OHIF among them) warn about overlapping segments or draw them wrongly. The lumen with its clots is the union of all.
+Segment 1 is the pulmonary artery without the emboli's voxels, segment k + 1 is lesion k, an embolus or (where somebody
+asked for more than the threshold lets through) a candidate: no voxel belongs to two segments, since viewers (OHIF among
+them) warn about overlapping segments or draw them wrongly. The lumen with its clots is the union of all. Without the
+artery, which is an option, segment k is lesion k.
 
 Frames in which a segment is empty are left out: with a frame per segment and slice a scan of 400 slices and 20 emboli
 would have 8,400 frames instead of some 250. Each frame names its source image and its position, which is all a reader
@@ -11,10 +12,6 @@ needs to put it in its place; `highdicom`'s and dcmqi's do, as the tests say.
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from highdicom.color import CIELabColor
 from highdicom.seg import (
     SegmentAlgorithmTypeValues,
     Segmentation,
+    SegmentationFractionalTypeValues,
     SegmentationTypeValues,
     SegmentDescription,
 )
@@ -31,135 +29,137 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
-from pydicom.valuerep import DA, TM
 
-from imaging.findings import RESEARCH_USE_ONLY, Findings, Outcome
+from imaging.findings import Findings, Outcome
 from imaging.result import SegmentationResult
 from services.dicom.identity import ResultIdentity
-from services.dicom.reference_headers import reference_headers, series_number
+from services.dicom.reference_headers import reference_headers
+from services.dicom.result_kind import ResultKind
+from services.dicom.result_object import (
+    MANUFACTURER,
+    MODEL_NAME,
+    SopInstance,
+    algorithm_parameters,
+    contributing_equipment,
+    save_whole,
+    series_number,
+)
+from services.dicom.result_wording import series_description
+from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions, SegType
 from services.dicom.series_reader import SourceSeries
 
-MANUFACTURER = "Embolens"
 ARTERY_COLOUR_RGB = (86, 156, 214)
 EMBOLUS_COLOUR_RGB = (235, 64, 52)
-# For sources without any date: a result must have one, and the same each time it is made.
-UNKNOWN_DATE = "19000101"
-
-# highdicom quotes the patient's name where it finds it unusual; no such text may reach a log.
-warnings.filterwarnings("ignore", module="highdicom")
-logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 
-@dataclass(frozen=True, slots=True)
-class SopInstance:
-    """A DICOM object that has been written."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    path: Path
-
-
-def write_seg(source: SourceSeries, result: SegmentationResult, path: Path, *, identity: ResultIdentity) -> SopInstance:
+def write_seg(
+    source: SourceSeries,
+    result: SegmentationResult,
+    path: Path,
+    *,
+    identity: ResultIdentity,
+    options: SegOptions = DEFAULT_OPTIONS,
+) -> SopInstance:
     """Write the result as one SEG under `path`, complete or not at all; the same bytes for the same arguments.
 
     Raises:
-        ValueError: the masks do not lie on the source's grid, or nothing was analysed: "not analysable" is no SEG.
+        ValueError: the masks do not lie on the source's grid, nothing was analysed ("not analysable" is no SEG), no
+            segment is left, or probabilities are asked for where the result has none.
     """
     if result.artery.shape != source.volume.shape_zyx:
         raise ValueError(f"masks {result.artery.shape} do not lie on the source's grid {source.volume.shape_zyx}")
     if result.findings.outcome is Outcome.NOT_ANALYSABLE:
         raise ValueError("a scan that was not analysable must not get a segmentation that looks like a negative one")
-    segmentation = _segmentation(source, result, identity)
+    if not has_segments(result.findings, options):
+        raise ValueError("a SEG has at least one segment: without the artery there is none where no embolus was found")
+    headers = reference_headers(source)
+    segmentation = _segmentation(source, headers, result, identity, options)
+    if options.type is SegType.FRACTIONAL:
+        _fill_in_probabilities(segmentation, source, result)
     _make_reproducible(segmentation, identity)
-    temporary = path.with_name(f".{path.name}.partial")
-    segmentation.save_as(temporary, enforce_file_format=True)
-    os.replace(temporary, path)
-    return SopInstance(
-        sop_class_uid=str(segmentation.SOPClassUID),
-        sop_instance_uid=str(segmentation.SOPInstanceUID),
-        series_instance_uid=str(segmentation.SeriesInstanceUID),
-        study_instance_uid=str(segmentation.StudyInstanceUID),
-        path=path,
-    )
+    return save_whole(segmentation, headers[0], path)
 
 
-def series_description(findings: Findings) -> str:
-    """What a reader sees in the PACS's list of series; at most 64 characters (LO)."""
-    count = len(findings.reported)
-    candidates = len(findings.lesions) - count
-    found = f"{count} {'embolus' if count == 1 else 'emboli'}" if count else "no embolus found"
-    beside = f", {candidates} candidate{'' if candidates == 1 else 's'}" if candidates else ""
-    return f"Embolens: {found}{beside} (research use only)"
+def has_segments(findings: Findings, options: SegOptions) -> bool:
+    return options.has_artery or bool(findings.lesions)
 
 
-def segment_numbers(result: SegmentationResult) -> NDArray[Any]:
-    """Segment number of every voxel (z, y, x) as uint8 or uint16, 0 background: 1 artery, k + 1 embolus k."""
-    largest = 1 + len(result.findings.lesions)
-    if result.embolus_labelmap.max(initial=0) >= largest:
-        raise ValueError(f"label map has values above its {largest - 1} lesions")
-    numbers: NDArray[Any] = result.artery.astype(np.uint8 if largest <= 255 else np.uint16)
+def segment_numbers(result: SegmentationResult, options: SegOptions = DEFAULT_OPTIONS) -> NDArray[Any]:
+    """Segment number of every voxel (z, y, x) as uint8 or uint16, 0 background."""
+    lesions = len(result.findings.lesions)
+    if result.embolus_labelmap.max(initial=0) > lesions:
+        raise ValueError(f"label map has values above its {lesions} lesions")
+    smallest = np.uint8 if options.segment_number(lesions) <= 255 else np.uint16
+    if not options.has_artery:
+        return result.embolus_labelmap.astype(smallest)
+    numbers: NDArray[Any] = result.artery.astype(smallest)
     emboli = result.embolus_labelmap > 0
     numbers[emboli] = result.embolus_labelmap[emboli] + 1
     return numbers
 
 
-def _segmentation(source: SourceSeries, result: SegmentationResult, identity: ResultIdentity) -> Segmentation:
-    headers = reference_headers(source)
-    numbers = source.on_slices(segment_numbers(result))
+def _segmentation(
+    source: SourceSeries,
+    headers: list[Dataset],
+    result: SegmentationResult,
+    identity: ResultIdentity,
+    options: SegOptions,
+) -> Segmentation:
+    numbers = source.on_slices(segment_numbers(result, options))
     if source.is_multi_frame:  # planes in the order of the source's frames
         numbers = numbers[np.argsort(source.frame_indices)]
-    date, time = _content_date_time(source)
     return Segmentation(
         source_images=headers,
         pixel_array=numbers,
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=_segment_descriptions(result.findings, identity),
+        segmentation_type=SegmentationTypeValues(options.type.value.upper()),
+        fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
+        segment_descriptions=_segment_descriptions(result.findings, identity, options),
         series_instance_uid=identity.uid("seg", "series"),
-        series_number=series_number(source),
+        series_number=series_number(ResultKind.SEG, headers[0]),
         sop_instance_uid=identity.uid("seg", "instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name="Embolens",
+        manufacturer_model_name=MODEL_NAME,
         software_versions=identity.software_version,
         device_serial_number=identity.package_sha256[:16],
         content_label="PULMONARY_EMBOLI",
         content_description=series_description(result.findings),
         series_description=series_description(result.findings),
-        content_date=date,
-        content_time=time,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
-        contributing_equipment=[_equipment(identity)],
+        contributing_equipment=[contributing_equipment(identity)],
     )
 
 
-def _content_date_time(source: SourceSeries) -> tuple[DA, TM]:
-    """Of the acquisition, not of the work: work that is repeated must not look newer (and must give equal bytes)."""
-    header = source.headers[0]
-    for kind in ("Content", "Acquisition", "Series", "Study"):
-        try:
-            date = DA(str(header.get(f"{kind}Date") or ""))
-            time = TM(str(header.get(f"{kind}Time") or ""))
-        except ValueError:
-            continue
-        if date:
-            return date, time or TM("000000")
-    return DA(UNKNOWN_DATE), TM("000000")
+def _fill_in_probabilities(segmentation: Segmentation, source: SourceSeries, result: SegmentationResult) -> None:
+    """In place of the 255 that highdicom writes where a segment is: the probability, 255 for 1."""
+    if result.lesion_probability is None:
+        raise ValueError("a FRACTIONAL SEG needs the probabilities of its voxels")
+    probability = source.on_slices(result.lesion_probability)
+    frame_of_plane = source.frame_indices or range(len(source.sop_instance_uids))
+    plane_of = {
+        (uid, frame if source.is_multi_frame else 0): index
+        for index, (uid, frame) in enumerate(zip(source.sop_instance_uids, frame_of_plane, strict=True))
+    }
+    pixels = np.frombuffer(segmentation.PixelData, dtype=np.uint8)
+    frames = pixels[: segmentation.NumberOfFrames * probability[0].size].reshape(-1, *probability.shape[1:]).copy()
+    for frame, item in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        shown = item.DerivationImageSequence[0].SourceImageSequence[0]
+        key = (str(shown.ReferencedSOPInstanceUID), int(shown.get("ReferencedFrameNumber", 1)) - 1)
+        inside = frame > 0
+        frame[inside] = np.maximum(probability[plane_of[key]][inside], 1)
+    segmentation.PixelData = frames.tobytes() + b"\0" * (frames.size % 2)
 
 
-def _segment_descriptions(findings: Findings, identity: ResultIdentity) -> list[SegmentDescription]:
+def _segment_descriptions(
+    findings: Findings, identity: ResultIdentity, options: SegOptions
+) -> list[SegmentDescription]:
     algorithm = hd.AlgorithmIdentificationSequence(
         name="Embolens",
         family=codes.DCM.ArtificialIntelligence,
         version=identity.software_version,
         source=MANUFACTURER,
-        parameters={
-            "package": f"{identity.package_name} {identity.package_version}",
-            "package_sha256": identity.package_sha256,
-            "configuration_sha256": identity.configuration_sha256,
-        },
+        parameters=algorithm_parameters(identity),
     )
     artery = SegmentDescription(
         segment_number=1,
@@ -173,12 +173,12 @@ def _segment_descriptions(findings: Findings, identity: ResultIdentity) -> list[
         display_color=CIELabColor.from_rgb(*ARTERY_COLOUR_RGB),
     )
     artery.SegmentDescription = "Pulmonary artery without the voxels of the emboli"
-    descriptions = [artery]
+    descriptions = [artery] if options.has_artery else []
     reported = findings.reported
     for lesion in findings.lesions:
         name = f"{'Embolus' if lesion in reported else 'Candidate'} {lesion.id}"
         embolus = SegmentDescription(
-            segment_number=lesion.id + 1,
+            segment_number=options.segment_number(lesion.id),
             segment_label=name,
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
             segmented_property_type=codes.SCT.Embolus,
@@ -196,32 +196,9 @@ def _segment_descriptions(findings: Findings, identity: ResultIdentity) -> list[
     return descriptions
 
 
-def _equipment(identity: ResultIdentity) -> hd.ContributingEquipment:
-    return hd.ContributingEquipment(
-        manufacturer=MANUFACTURER,
-        purpose_of_reference=codes.DCM.ProcessingEquipment,
-        manufacturer_model_name="Embolens",
-        software_versions=[
-            identity.software_version,
-            f"{identity.package_name} {identity.package_version}"[:64],
-            identity.package_sha256,
-        ],
-        contribution_description=RESEARCH_USE_ONLY,
-    )
-
-
 def _make_reproducible(segmentation: Segmentation, identity: ResultIdentity) -> None:
-    """Replace what highdicom took from the clock or from chance."""
-    segmentation.InstanceCreationDate = segmentation.ContentDate
-    segmentation.InstanceCreationTime = segmentation.ContentTime
+    """Replace what highdicom took from chance."""
     dimension_organization_uid = identity.uid("seg", "dimension organization")
     for sequence in (segmentation.DimensionOrganizationSequence, segmentation.DimensionIndexSequence):
         for item in sequence:
             item.DimensionOrganizationUID = dimension_organization_uid
-    for item in segmentation.ContributingEquipmentSequence:
-        _drop_time_of_work(item)
-
-
-def _drop_time_of_work(equipment: Dataset) -> None:
-    if "ContributionDateTime" in equipment:
-        del equipment["ContributionDateTime"]

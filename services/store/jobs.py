@@ -236,9 +236,9 @@ class JobStore:
         self._database.one_at_a_time(session, outbox_key(earlier))
         ended = {"state": JobState.CANCELLED.value, "finished_at": utc_now()}
         said = {"error_code": _SUPERSEDED, "error_message": message}
-        if _try_change(session, earlier, [JobState.DELIVERING], **ended, **said):
-            undelivered = OutboxRow.state != DeliveryState.DELIVERED.value
-            session.execute(delete(OutboxRow).where(OutboxRow.job_id == earlier, undelivered))
+        called_off = _try_change(session, earlier, [JobState.DELIVERING], **ended, **said)
+        if called_off or session.scalar(select(JobRow.state).where(JobRow.id == earlier)) == JobState.NOT_ANALYSABLE:
+            _drop_undelivered(session, earlier)
 
     def submit(
         self,
@@ -417,7 +417,9 @@ class JobStore:
                 stage=None,
                 progress=0.0,
             )
-            if not retried:
+            if retried:
+                _drop_undelivered(session, job_id)  # of the answer that is taken back
+            else:
                 parked = _rows(
                     session.execute(
                         update(OutboxRow)
@@ -508,28 +510,12 @@ class JobStore:
                 progress=1.0,
                 finished_at=None if deliveries else now,
             )
-            already = set(
-                session.execute(
-                    select(OutboxRow.destination, OutboxRow.sop_instance_uid).where(OutboxRow.job_id == job_id)
-                ).tuples()
-            )
-            for delivery in deliveries:
-                if (delivery.destination, delivery.sop_instance_uid) not in already:
-                    session.add(
-                        OutboxRow(
-                            job_id=job_id,
-                            destination=delivery.destination,
-                            object_path=delivery.object_path,
-                            sop_class_uid=delivery.sop_class_uid,
-                            sop_instance_uid=delivery.sop_instance_uid,
-                            state=DeliveryState.PENDING.value,
-                            next_attempt_at=now,
-                            created_at=now,
-                        )
-                    )
+            _add_to_outbox(session, job_id, deliveries)
 
-    def finish_not_analysable(self, job_id: str, owner: str, findings: Mapping[str, Any]) -> None:
-        """running -> not_analysable. Raises what `finish` raises."""
+    def finish_not_analysable(
+        self, job_id: str, owner: str, findings: Mapping[str, Any], deliveries: Sequence[Delivery] = ()
+    ) -> None:
+        """running -> not_analysable, with the outbox rows of the report that says so. Raises what `finish` raises."""
         with self._database.write() as session:
             job = session.get(JobRow, job_id)
             _end_wanted(
@@ -543,6 +529,7 @@ class JobStore:
                 stage=None,
                 finished_at=utc_now(),
             )
+            _add_to_outbox(session, job_id, deliveries)
 
     def finish_cancelled(self, job_id: str, owner: str) -> None:
         """running -> cancelled; who asked for it is already recorded."""
@@ -621,6 +608,32 @@ def _change(session: Session, job_id: str, states: Sequence[JobState], *conditio
         raise NotFound(f"no job {job_id!r}")
     expected = " or ".join(state.value for state in states)
     raise StateConflict(f"job {job_id} is {job.state} (held by {job.lease_owner}), not {expected}")
+
+
+def _add_to_outbox(session: Session, job_id: str, deliveries: Sequence[Delivery]) -> None:
+    """In the transaction that ends the job. What a destination has from an earlier attempt is not sent again."""
+    sent = select(OutboxRow.destination, OutboxRow.sop_instance_uid).where(OutboxRow.job_id == job_id)
+    already = set(session.execute(sent).tuples())
+    now = utc_now()
+    for delivery in deliveries:
+        if (delivery.destination, delivery.sop_instance_uid) not in already:
+            session.add(
+                OutboxRow(
+                    job_id=job_id,
+                    destination=delivery.destination,
+                    object_path=delivery.object_path,
+                    sop_class_uid=delivery.sop_class_uid,
+                    sop_instance_uid=delivery.sop_instance_uid,
+                    state=DeliveryState.PENDING.value,
+                    next_attempt_at=now,
+                    created_at=now,
+                )
+            )
+
+
+def _drop_undelivered(session: Session, job_id: str) -> None:
+    undelivered = OutboxRow.state != DeliveryState.DELIVERED.value
+    session.execute(delete(OutboxRow).where(OutboxRow.job_id == job_id, undelivered))
 
 
 def _end_wanted(session: Session, job_id: str, owner: str, **values: Any) -> None:

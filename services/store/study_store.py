@@ -3,7 +3,7 @@
     received/<study>/<series>/<sop>.dcm   what came by C-STORE
     jobs/<job>/input/                     what came by upload
     jobs/<job>/inputs.json                which files the job reads
-    jobs/<job>/result/                    findings.json, mask.nii.gz, artery.nii.gz, seg.dcm, preview.png
+    jobs/<job>/result/                    findings.json, mask.nii.gz, artery.nii.gz, preview.png, *.dcm
     arriving/                             files being written; never read
 
 One file system, so that a rename is atomic.

@@ -16,7 +16,7 @@ def dicom_job(gateway, make_series) -> str:
     return gateway.client.post("/segment", files=files).json()["id"]
 
 
-@pytest.mark.parametrize("name", ["findings", "seg.dcm", *FILES])
+@pytest.mark.parametrize("name", ["findings", "seg.dcm", "sr.dcm", *FILES])
 def test_result_of_an_unfinished_job_is_not_there_yet(gateway, dicom_job, name):
     response = gateway.client.get(f"/segment/{dicom_job}/{name}")
     assert (response.status_code, response.json()["code"]) == (409, "not_finished")
@@ -26,13 +26,14 @@ def test_result_of_an_unfinished_job_is_not_there_yet(gateway, dicom_job, name):
     ("name", "media_type", "shown"),
     [
         ("seg.dcm", "application/dicom", "attachment"),
+        ("sr.dcm", "application/dicom", "attachment"),
         ("mask.nii.gz", "application/gzip", "attachment"),
         ("artery.nii.gz", "application/gzip", "attachment"),
         ("preview.png", "image/png", "inline"),
     ],
 )
 def test_files_come_as_they_lie_and_once_per_version(gateway, dicom_job, name, media_type, shown):
-    gateway.finish(dicom_job, files=("seg.dcm", *FILES))
+    gateway.finish(dicom_job, files=("seg.dcm", "sr.dcm", *FILES))
     response = gateway.client.get(f"/segment/{dicom_job}/{name}")
     assert response.content == f"content of {name}".encode()
     assert response.headers["content-type"] == media_type
@@ -54,18 +55,24 @@ def test_nifti_input_has_no_dicom_seg_and_is_told_why(gateway, nifti):
     job_id = gateway.submit(nifti)
     gateway.finish(job_id, files=FILES)
     response = gateway.client.get(f"/segment/{job_id}/seg.dcm")
-    assert (response.status_code, response.json()["remedy"]) == (404, "take mask.nii.gz")
+    assert (response.status_code, response.json()["remedy"]) == (404, "take mask.nii.gz and findings")
     assert "DICOM series" in response.json()["detail"]
     assert gateway.client.get(f"/segment/{job_id}/mask.nii.gz").status_code == 200
 
 
-def test_not_analysable_job_has_findings_with_reasons_and_no_files(gateway, dicom_job):
+def test_not_analysable_job_has_findings_with_reasons_a_report_and_no_other_file(gateway, dicom_job):
     gateway.jobs.claim(dicom_job, "w", lease_s=60)
     reasons = (Reason("contrast.too_low", "112 HU in the pulmonary artery"),)
     said = Findings(Outcome.NOT_ANALYSABLE, reasons=reasons).to_dict()
     gateway.jobs.finish_not_analysable(dicom_job, "w", said)
 
     assert gateway.client.get(f"/segment/{dicom_job}/findings").json() == said
+    links = gateway.client.get(f"/segment/{dicom_job}").json()["links"]
+    assert (links["sr"], links["seg"]) == (f"/segment/{dicom_job}/sr.dcm", None)
+    assert gateway.client.get(links["sr"]).status_code == 404  # images of several patients have none
+    (gateway.store.result_directory(dicom_job)).mkdir(parents=True)
+    (gateway.store.result_directory(dicom_job) / "sr.dcm").write_bytes(b"report")
+    assert gateway.client.get(links["sr"]).content == b"report"
     missing = gateway.client.get(f"/segment/{dicom_job}/seg.dcm")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     assert "findings" in missing.json()["remedy"]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from cli.demo_comparison import compare
@@ -21,8 +22,8 @@ from services.dicom.seg_writer import write_seg
 from services.embedded_redis import free_port
 from services.settings import Settings
 from tests.cli.conftest import Embolens
-from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, Package, ThresholdSegmenter
-from worker.result_identity import identify_result
+from tests.services.dicom.made_series import IDENTITY
+from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_seg_is_laid_over_the_phantom_by_position(volume: CtVolume, slices: li
     """Of two emboli in the SEG one was inserted and one was not; another that was inserted is missing."""
     source = read_input(slices)
     result = ThresholdSegmenter().segment(source.volume)
-    seg = write_seg(source, result, tmp_path / "seg.dcm", identity=identify_result(Package(), source.content_digest()))
+    seg = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY)
     truth = np.zeros(volume.shape_zyx, dtype=np.uint16)
     truth[10:14, 18:22, 20:24] = 1
     truth[2:4, 2:4, 2:4] = 2
@@ -90,7 +91,8 @@ def test_the_demo_ends_with_the_seg_in_the_pacs(embolens: Embolens, tmp_path: Pa
     found = re.search(r"found\s+│\s+(\d+)", shown.stdout)
     assert found is not None
     assert int(found[1]) >= 1
-    assert len(list((tmp_path / "demo/pacs").glob("*.dcm"))) == 1
+    sent = [pydicom.dcmread(path).Modality for path in (tmp_path / "demo/pacs").glob("*.dcm")]
+    assert sorted(sent) == ["SEG", "SR"]
     assert re.search(r"Worklist: http://127.0.0.1:\d+/", shown.stdout)
     preview = re.search(r"preview: (.*)", shown.stdout)
     assert preview is not None

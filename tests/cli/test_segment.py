@@ -53,7 +53,10 @@ def segment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_a_dicom_folder_gives_findings_masks_and_a_seg(segment: Any, dicom_folder: Path) -> None:
     findings, files = segment(dicom_folder)
 
-    assert files == {"findings.json", "mask.nii.gz", "artery.nii.gz", "preview.png", "seg.dcm"}
+    assert files == {
+        *("findings.json", "mask.nii.gz", "artery.nii.gz", "preview.png"),
+        *("seg.dcm", "sr.dcm", "key-image-1.dcm", "key-image-2.dcm", "report.dcm"),
+    }
     assert findings["outcome"] == "embolus_found"
     assert findings["lesions"][0]["volume_ml"] == pytest.approx(0.064)
     shown = pydicom.dcmread(dicom_folder / "000011.dcm").SOPInstanceUID

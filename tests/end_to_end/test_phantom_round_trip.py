@@ -57,6 +57,10 @@ def test_a_pushed_phantom_comes_back_as_a_seg_that_overlaps_its_emboli(
     stored = orthanc.instances(job["deliveries"] and _seg_series_uid(embolens, job["id"]))
     assert len(stored) == 1
     seg = orthanc.file(stored[0]["ID"])
+    sent = {delivery["sop_instance_uid"] for delivery in job["deliveries"]}
+    in_orthanc = [*orthanc.instances(modality="SEG"), *orthanc.instances(modality="SR")]
+    assert len(sent) == 2
+    assert sent <= {one["MainDicomTags"]["SOPInstanceUID"] for one in in_orthanc}
 
     labels = _emboli(seg, series.phantom)
     match = match_lesions(series.phantom.embolus_labelmap, labels)

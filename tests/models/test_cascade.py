@@ -30,6 +30,11 @@ def test_vessel_mode_finds_along_the_tree_what_the_whole_volume_shows(phantom: P
     assert set(found) > {0}, "an embolus of 2 ml or more is found"
     assert result.findings.provenance["mode"] == "vessel"
     assert result.stage_seconds["unet"] < 0.1, "no 2D network runs"
+    probability = result.lesion_probability
+    assert probability is not None
+    assert np.array_equal(probability > 0, result.embolus_labelmap > 0)
+    first = probability[result.embolus_labelmap == 1]
+    assert first.mean() / 255 <= result.findings.lesions[0].score <= first.max() / 255 + 0.01
 
 
 def test_without_the_3d_network_no_artery_is_claimed_and_contrast_is_said_not_to_be_known(phantom: Phantom) -> None:

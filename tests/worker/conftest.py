@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from services.delivery.destinations import Destinations
+from services.dicom.seg_options import DEFAULT_OPTIONS
 from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.rows import JobRow, Priority
@@ -71,6 +72,7 @@ def make_pipeline(jobs: JobStore, store: StudyStore, tmp_path: Path) -> Callable
             segmenter=segmenter,
             lease_s=lease_s,
             max_attempts=max_attempts,
+            seg_options=DEFAULT_OPTIONS,
         )
 
     return make

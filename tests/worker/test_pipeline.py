@@ -7,18 +7,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from imaging.errors import ConfigurationError
 from imaging.result import SegmentationResult
+from imaging.volume import CtVolume
+from services.dicom.ct_series_writer import write_ct_series
+from services.store.database import Database
 from services.store.jobs import JobStore
+from services.store.outbox import Outbox
 from services.store.rows import JobRow, JobState, Stage
 from services.store.study_store import StudyStore
-from tests.worker.threshold_worker import ThresholdSegmenter
+from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
 from worker.pipeline import Pipeline
 
 QueueJob = Callable[..., JobRow]
@@ -77,6 +83,48 @@ def test_what_cannot_be_analysed_says_why_and_is_never_a_negative(
     findings = json.loads(store.result_file(job.id, "findings.json").read_text())
     assert (findings["outcome"], findings["scan_probability"]) == ("not_analysable", None)
     assert [path.name for path in store.result_directory(job.id).iterdir()] == ["findings.json"]
+
+
+@pytest.mark.parametrize(
+    ("lumen_hu", "clot", "state", "objects"),
+    [
+        (LUMEN_HU, True, JobState.DELIVERING, ["seg.dcm", "sr.dcm"]),
+        (LUMEN_HU, False, JobState.DELIVERING, ["seg.dcm", "sr.dcm"]),
+        (40, False, JobState.NOT_ANALYSABLE, ["sr.dcm"]),
+    ],
+    ids=["embolus found", "none found", "not analysable"],
+)
+def test_every_ending_of_a_pushed_series_goes_back_as_dicom(
+    make_pipeline: MakePipeline,
+    jobs: JobStore,
+    store: StudyStore,
+    database: Database,
+    tmp_path: Path,
+    lumen_hu: int,
+    clot: bool,
+    state: JobState,
+    objects: list[str],
+) -> None:
+    hu = np.full((24, 40, 48), -800, dtype=np.int16)
+    hu[8:16, 16:24, 4:44] = lumen_hu
+    if clot:
+        hu[10:14, 18:22, 20:24] = CLOT_HU
+    volume = CtVolume(hu, np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64))
+    files = write_ct_series(volume, tmp_path / "ct", patient_id="P1", patient_name="Phantom^One")
+    job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1")
+    digest = store.write_inputs(job.id, files)
+    jobs.complete_intake(job.id, inputs_digest=digest, instance_count=len(files), completion_reason="quiet")
+
+    make_pipeline(ThresholdSegmenter()).run_job(job.id)
+
+    assert jobs.get(job.id).state == state
+    rows = Outbox(database).of_job(job.id)
+    assert [(row.destination, row.state) for row in rows] == [("node:CT1", "pending")] * len(objects)
+    assert [Path(row.object_path).name for row in rows] == objects
+    for row in rows:
+        sent = pydicom.dcmread(store.data_dir / row.object_path)
+        assert (sent.SOPInstanceUID, sent.PatientID) == (row.sop_instance_uid, "P1")
+        assert ("no embolus" in sent.SeriesDescription) == (not clot and state == JobState.DELIVERING)
 
 
 def test_a_job_that_is_not_queued_is_left_alone(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from imaging.errors import ConfigurationError
+from imaging.errors import ConfigurationError, Reason
+from imaging.findings import Findings, Outcome
 from services.delivery.destinations import Destinations
+from services.dicom.result_files import ResultFiles
+from services.dicom.result_kind import ResultKind
+from services.dicom.result_object import SopInstance
 from services.settings import Settings
 from services.store.rows import JobRow
 from services.store.study_store import relative_result_path
@@ -61,13 +64,35 @@ to = ["folder:research", "origin"]
     assert loaded.destinations_of(job(calling_ae_title="CT2")) == ["node:CT2"]
 
 
-def test_every_object_is_delivered_to_every_destination(tmp_path: Path) -> None:
+def written(directory: Path, *kinds: ResultKind) -> ResultFiles:
+    objects = {kind: (SopInstance("1.2", f"1.2.{kind}", "1", "1", directory / f"{kind}.dcm"),) for kind in kinds}
+    findings = Findings(Outcome.NOT_ANALYSABLE, reasons=(Reason("input.empty", "nothing"),))
+    return ResultFiles(directory, findings, directory / "findings.json", objects=objects)
+
+
+def test_a_destination_gets_the_seg_and_the_sr_where_nothing_else_is_said(tmp_path: Path) -> None:
     loaded = destinations(tmp_path, TWO + '[[routes]]\nto = ["origin", "folder:research"]\n')
-    seg = SimpleNamespace(path=tmp_path / "arriving" / "seg.dcm", sop_class_uid="1.2", sop_instance_uid="1.2.3")
-    made = loaded.deliveries_for(job(), SimpleNamespace(seg=seg))  # type: ignore[arg-type]
-    assert [delivery.destination for delivery in made] == ["node:CT1", "folder:research"]
-    assert {delivery.object_path for delivery in made} == {relative_result_path("4711", "seg.dcm")}
-    assert loaded.deliveries_for(job(), SimpleNamespace(seg=None)) == []  # type: ignore[arg-type]
+    made = loaded.deliveries_for(job(), written(tmp_path, *ResultKind))
+    assert [(delivery.destination, delivery.object_path) for delivery in made] == [
+        (destination, relative_result_path("4711", name))
+        for destination in ("node:CT1", "folder:research")
+        for name in ("seg.dcm", "sr.dcm")
+    ]
+    assert loaded.deliveries_for(job(), written(tmp_path)) == []
+
+
+def test_a_destination_gets_the_objects_that_it_wants(tmp_path: Path) -> None:
+    loaded = destinations(
+        tmp_path,
+        TWO.replace("port = 104", 'port = 104\nobjects = ["sr", "key_images"]')
+        + 'objects = ["seg"]\n[[routes]]\nto = ["node:PACS", "folder:research"]\n',
+    )
+    made = loaded.deliveries_for(job(), written(tmp_path, *ResultKind))
+    assert [(delivery.destination, delivery.sop_instance_uid) for delivery in made] == [
+        ("node:PACS", "1.2.sr"),
+        ("node:PACS", "1.2.key_images"),
+        ("folder:research", "1.2.seg"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +104,8 @@ def test_every_object_is_delivered_to_every_destination(tmp_path: Path) -> None:
         ('[[routes]]\nto = ["PACS"]\n', "is none of"),
         ('[[routes]]\nto = ["node:PACS"]\n', "node:PACS, which is not listed"),
         (TWO + TWO, "same name"),
+        (TWO + 'objects = ["gsps"]\n', "folders.0.objects.0"),
+        (TWO + "objects = []\n", "folders.0.objects"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, told: str) -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from imaging.findings import Outcome
 from imaging.volume import CtVolume
-from services.dicom.preview import CANDIDATE_RGB, EMBOLUS_RGB, PANEL_PX, TITLE_PX, write_preview
+from services.dicom.picture_panels import CANDIDATE_RGB, EMBOLUS_RGB, PANEL_PX
+from services.dicom.preview import TITLE_PX, preview_picture
 from tests.services.dicom.made_series import axial_affine, counting_volume, made_result
 
 
@@ -22,7 +23,7 @@ def embolus_pixels(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("emboli", [0, 1])
 def test_emboli_are_marked_in_both_panels(tmp_path: Path, emboli: int) -> None:
     volume = counting_volume((40, 40, 40))
-    write_preview(volume, made_result(volume, emboli=emboli), tmp_path / "preview.png")
+    preview_picture(volume, made_result(volume, emboli=emboli)).save(tmp_path / "preview.png")
     columns = embolus_pixels(tmp_path / "preview.png")[:, 1]
     assert (columns < PANEL_PX).any() == bool(emboli)
     assert (columns > PANEL_PX).any() == bool(emboli)
@@ -31,7 +32,7 @@ def test_emboli_are_marked_in_both_panels(tmp_path: Path, emboli: int) -> None:
 def test_the_patients_right_is_on_the_left_and_the_head_is_up(tmp_path: Path) -> None:
     # The made embolus lies at the start of all axes: right, anterior, inferior
     volume = counting_volume((40, 40, 40), axial_affine((1, 1, 1)))
-    write_preview(volume, made_result(volume, emboli=1), tmp_path / "preview.png")
+    preview_picture(volume, made_result(volume, emboli=1)).save(tmp_path / "preview.png")
     pixels = embolus_pixels(tmp_path / "preview.png")
     axial, coronal = pixels[pixels[:, 1] < PANEL_PX], pixels[pixels[:, 1] >= PANEL_PX] - (0, PANEL_PX)
     assert (axial < PANEL_PX / 3).all()
@@ -42,13 +43,13 @@ def test_the_patients_right_is_on_the_left_and_the_head_is_up(tmp_path: Path) ->
 def test_another_axis_order_gives_the_same_picture(tmp_path: Path) -> None:
     volume = counting_volume((40, 40, 40))
     result = made_result(volume)
-    write_preview(volume, result, tmp_path / "a.png")
+    preview_picture(volume, result).save(tmp_path / "a.png")
     turned_affine = volume.affine_lps[:, [2, 0, 1, 3]]
     turned = CtVolume(np.ascontiguousarray(volume.hu.transpose(2, 0, 1)), turned_affine)
     turned_result = type(result)(
         result.embolus_labelmap.transpose(2, 0, 1), result.artery.transpose(2, 0, 1), result.findings
     )
-    write_preview(turned, turned_result, tmp_path / "b.png")
+    preview_picture(turned, turned_result).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -56,7 +57,7 @@ def test_candidates_are_not_drawn_as_emboli(tmp_path: Path) -> None:
     volume = counting_volume((40, 40, 40))
     made = made_result(volume, emboli=1)
     findings = replace(made.findings, outcome=Outcome.NO_EMBOLUS, score_threshold=0.95)
-    write_preview(volume, replace(made, findings=findings), tmp_path / "preview.png")
+    preview_picture(volume, replace(made, findings=findings)).save(tmp_path / "preview.png")
     panels = np.asarray(Image.open(tmp_path / "preview.png"))[TITLE_PX:]
     assert (panels == CANDIDATE_RGB).all(axis=2).any()
     assert not (panels == EMBOLUS_RGB).all(axis=2).any()

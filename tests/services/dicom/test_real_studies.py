@@ -11,12 +11,16 @@ import pytest
 import SimpleITK
 
 from imaging.errors import NotAnalysable
+from imaging.findings import Findings, Outcome
 from services.dicom.input_reader import read_input
 from services.dicom.label_nifti import nifti_of, save_nifti
+from services.dicom.result_files import write_not_analysable, write_results
+from services.dicom.result_kind import ResultKind
 from services.dicom.seg_writer import segment_numbers, write_seg
 from services.dicom.series_reader import SourceSeries, inspect_headers, read_series
+from tests.services.dicom.checked_objects import dcentvfy_errors, dciodvfy_errors, dsrdump
 from tests.services.dicom.made_series import IDENTITY, REAL_DATA, made_result
-from tests.services.dicom.test_seg_writer import dciodvfy_errors, read_by_highdicom
+from tests.services.dicom.test_seg_writer import read_by_highdicom
 
 LIDC = REAL_DATA / "chest_ct/LIDC-IDRI-0001_contrast_133sl.tar.xz"
 RIDER = REAL_DATA / "chest_ct/RIDER-Pilot-0117_CTPA-protocol_lower-chest_95sl.tar.xz"
@@ -65,6 +69,17 @@ def test_lidc_0001_gets_a_valid_seg_on_its_own_voxels(lidc: SourceSeries, tmp_pa
     assert dciodvfy_errors(path) == []
 
 
+def test_lidc_0001_gets_objects_that_tools_of_others_accept(
+    lidc: SourceSeries, lidc_files: list[Path], tmp_path: Path
+) -> None:
+    written = write_results(lidc, made_result(lidc.volume, emboli=3), tmp_path / "result", IDENTITY)
+    assert set(written.objects) == set(ResultKind)
+    objects = [one.path for one in written.objects_of(ResultKind)]
+    assert {path.name: dciodvfy_errors(path) for path in objects} == {path.name: [] for path in objects}
+    assert dcentvfy_errors([*objects, *lidc_files]) == []
+    assert '"Embolus 3"' in dsrdump(tmp_path / "result/sr.dcm")
+
+
 def test_lidc_0001_as_nifti_is_the_same_volume(lidc: SourceSeries, tmp_path: Path) -> None:
     image = nifti_of(lidc.volume.hu.view(np.uint16), lidc.volume.affine_lps)
     image.set_data_dtype(np.int16)
@@ -103,9 +118,16 @@ def test_tiny_chest_is_read_as_its_nrrd_twin() -> None:
     ],
 )
 def test_hard_series_are_refused_with_their_code(tmp_path: Path, name: str, code: str) -> None:
+    files = unpacked(HARD / name, tmp_path / "series")
     with pytest.raises(NotAnalysable) as refusal:
-        read_series(unpacked(HARD / name, tmp_path))
+        read_series(files)
     assert refusal.value.code == code
+
+    findings = Findings(Outcome.NOT_ANALYSABLE, refusal.value.reasons)
+    written = write_not_analysable(findings, tmp_path / "result", IDENTITY, files)
+    objects = [one.path for one in written.objects_of(ResultKind)]
+    assert {path.name: dciodvfy_errors(path) for path in objects} == {path.name: [] for path in objects}
+    assert code in dsrdump(tmp_path / "result/sr.dcm")
 
 
 @pytest.mark.parametrize(("first", "last", "spacing_mm"), [(1, 14, 4.0), (15, 28, 7.0)])

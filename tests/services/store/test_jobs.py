@@ -160,6 +160,36 @@ def test_late_slices_withdraw_a_result_that_is_not_delivered(jobs: JobStore, out
     assert not outbox.claim_due(limit=2, lease_s=60)
 
 
+REFUSAL = {"outcome": "not_analysable", "reasons": [{"code": "geometry.missing_slices", "text": "3"}]}
+
+
+def test_the_report_on_a_job_that_was_not_analysable_is_delivered_and_changes_no_state(
+    jobs: JobStore, outbox: Outbox
+) -> None:
+    job = running(jobs)
+    jobs.finish_not_analysable(job.id, "a", REFUSAL, DELIVERIES)
+    for row in outbox.claim_due(limit=2, lease_s=60):
+        outbox.delivered(row)
+    assert [row.state for row in outbox.of_job(job.id)] == ["delivered", "delivered"]
+    assert jobs.get(job.id).state == "not_analysable"
+
+
+def test_late_slices_withdraw_a_report_that_is_not_delivered(jobs: JobStore, outbox: Outbox) -> None:
+    first = running(jobs)
+    jobs.finish_not_analysable(first.id, "a", REFUSAL, DELIVERIES)
+    outbox.delivered(outbox.claim_due(limit=1, lease_s=60)[0])
+    queued(jobs)
+    assert jobs.get(first.id).state == "not_analysable"
+    assert [row.state for row in outbox.of_job(first.id)] == ["delivered"]
+
+
+def test_trying_again_withdraws_the_report_that_nothing_can_be_said(jobs: JobStore, outbox: Outbox) -> None:
+    job = running(jobs)
+    jobs.finish_not_analysable(job.id, "a", REFUSAL, DELIVERIES)
+    jobs.retry(job.id)
+    assert outbox.of_job(job.id) == []
+
+
 def test_a_superseded_job_is_not_tried_again_while_a_newer_one_counts(jobs: JobStore) -> None:
     first, second, third = queued(jobs), queued(jobs), queued(jobs)
     for earlier in (first, second):

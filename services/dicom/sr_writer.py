@@ -1,0 +1,236 @@
+"""The findings as a Comprehensive 3D SR by TID 1500, Measurement Report (PS3.3 A.35.13, PS3.16 TID 1500).
+
+The first measurement group is about the scan: "pulmonary embolism" is present, absent or not analysable, with coded
+reasons or warnings, and the clot burden. A group for every embolus follows: its measurements, its segment of the SEG.
+Candidates below the threshold are no findings: only the SEG has them. A scan that was not analysable has the first
+group only, without any measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import highdicom as hd
+from highdicom.sr import (
+    AlgorithmIdentification,
+    Comprehensive3DSR,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceImageForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from scipy.ndimage import find_objects
+
+from imaging.findings import RESEARCH_USE_ONLY, Findings, Lesion, Outcome
+from imaging.result import SegmentationResult
+from services.dicom import result_codes
+from services.dicom.identity import ResultIdentity
+from services.dicom.reference_headers import reference_headers
+from services.dicom.result_kind import ResultKind
+from services.dicom.result_object import (
+    MANUFACTURER,
+    MODEL_NAME,
+    SopInstance,
+    algorithm_parameters,
+    contributing_equipment,
+    save_whole,
+    series_number,
+)
+from services.dicom.result_wording import headline, reason_line, series_description
+from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions
+from services.dicom.series_reader import SourceSeries
+
+_ANSWER = {
+    Outcome.EMBOLUS_FOUND: codes.cid240.Present,
+    Outcome.NO_EMBOLUS: codes.cid240.Absent,
+    Outcome.NOT_ANALYSABLE: result_codes.NOT_ANALYSABLE,
+}
+Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
+
+
+def write_sr(
+    source: SourceSeries,
+    result: SegmentationResult,
+    seg: SopInstance | None,
+    path: Path,
+    *,
+    identity: ResultIdentity,
+    options: SegOptions = DEFAULT_OPTIONS,
+) -> SopInstance:
+    """Write the report on an analysed scan under `path`, complete or not at all; equal arguments write equal bytes.
+
+    Args:
+        seg: the result's SEG, whose segments the report refers to; None where no segment was to be written.
+        options: the SEG's.
+    """
+    headers = reference_headers(source)
+    evidence = list(headers)
+    groups: list[Group] = [_scan_group(result.findings, identity)]
+    if seg is not None:
+        evidence.append(_seg_reference(seg))
+    boxes = find_objects(result.embolus_labelmap)
+    for lesion in result.findings.reported:
+        assert seg is not None, "emboli are segments"
+        images = _source_images(source, headers, boxes[lesion.id - 1][0])
+        number = options.segment_number(lesion.id)
+        segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, number, source_images=images)
+        groups.append(_embolus_group(lesion, segment, identity))
+    return _write(evidence, result.findings, groups, path, identity)
+
+
+def write_not_analysable_sr(
+    images: Sequence[Dataset], findings: Findings, path: Path, *, identity: ResultIdentity
+) -> SopInstance:
+    """Write the report that nothing can be said about a scan, and why.
+
+    Args:
+        images: from `refused_images`, at least one.
+    """
+    if findings.outcome is not Outcome.NOT_ANALYSABLE:
+        raise ValueError(f"{findings.outcome} needs a report with the images that were analysed")
+    return _write(images, findings, [_scan_group(findings, identity)], path, identity)
+
+
+def _write(
+    evidence: Sequence[Dataset], findings: Findings, groups: Sequence[Group], path: Path, identity: ResultIdentity
+) -> SopInstance:
+    report = Comprehensive3DSR(
+        evidence=evidence,
+        content=_report(findings, groups, identity)[0],
+        series_instance_uid=identity.uid("sr", "series"),
+        series_number=series_number(ResultKind.SR, evidence[0]),
+        sop_instance_uid=identity.uid("sr", "instance"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions=identity.software_version,
+        device_serial_number=identity.package_sha256[:16],
+        is_complete=True,
+        is_final=False,  # no person has read it
+        series_description=series_description(findings),
+        coding_schemes=[result_codes.scheme_identification()],
+        contributing_equipment=[contributing_equipment(identity)],
+    )
+    return save_whole(report, evidence[0], path)
+
+
+def _report(findings: Findings, groups: Sequence[Group], identity: ResultIdentity) -> MeasurementReport:
+    device = DeviceObserverIdentifyingAttributes(
+        uid=identity.device_uid,
+        name="Embolens",
+        manufacturer_name=MANUFACTURER,
+        model_name=MODEL_NAME,
+        serial_number=identity.package_sha256[:16],
+    )
+    report = MeasurementReport(
+        observation_context=ObservationContext(
+            observer_device_context=ObserverContext(codes.DCM.Device, observer_identifying_attributes=device)
+        ),
+        procedure_reported=codes.cid100.CTUnspecifiedBodyRegion,
+        imaging_measurements=groups,
+    )
+    # For whoever reads the report as text. TID 1500 is extensible; what is measured stays the last container.
+    content = report[0].ContentSequence
+    measurements = content.pop()
+    content.append(_text(codes.DCM.Comment, RESEARCH_USE_ONLY))
+    content.append(_text(codes.DCM.Summary, headline(findings)))
+    for reason in findings.reasons:
+        content.append(_text(codes.DCM.Comment, reason_line(reason)))
+    content.append(measurements)
+    return report
+
+
+def _text(name: hd.sr.CodedConcept, value: str) -> TextContentItem:
+    return TextContentItem(name, value, RelationshipTypeValues.CONTAINS)
+
+
+def _scan_group(findings: Findings, identity: ResultIdentity) -> MeasurementsAndQualitativeEvaluations:
+    """Without a "finding" of embolism, which a reader who stops there would take for one: the evaluation says it."""
+    analysed = findings.outcome is not Outcome.NOT_ANALYSABLE
+    why = result_codes.WARNING if analysed else result_codes.WHY_NOT_ANALYSABLE
+    measurements = []
+    if analysed:
+        assert findings.scan_probability is not None, "given for every scan that was analysed"
+        total_ml = round(findings.clot_burden_ml, 4)
+        measurements = [
+            Measurement(codes.SCT.Volume, total_ml, result_codes.MILLILITRE, derivation=codes.SCT.Total),
+            Measurement(result_codes.SCORE, round(findings.scan_probability, 4), codes.UCUM.NoUnits),
+        ]
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(identity.uid("tracking", "scan"), "Scan"),
+        finding_sites=[FindingSite(codes.SCT.PulmonaryArtery)],
+        algorithm_id=_algorithm(identity),
+        measurements=measurements,
+        qualitative_evaluations=[
+            QualitativeEvaluation(codes.SCT.PulmonaryEmbolism, _ANSWER[findings.outcome]),
+            *(QualitativeEvaluation(why, result_codes.reason_code(reason)) for reason in findings.reasons),
+        ],
+    )
+
+
+def _embolus_group(
+    lesion: Lesion, segment: ReferencedSegment, identity: ResultIdentity
+) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+    name = f"Embolus {lesion.id}"
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(identity.uid("tracking", "embolus", str(lesion.id)), name),
+        referenced_segment=segment,
+        finding_category=codes.SCT.MorphologicallyAbnormalStructure,
+        finding_type=codes.SCT.Embolus,
+        finding_sites=[FindingSite(codes.SCT.PulmonaryArtery)],
+        algorithm_id=_algorithm(identity),
+        measurements=[
+            Measurement(codes.SCT.Volume, round(lesion.volume_ml, 4), result_codes.MILLILITRE),
+            Measurement(codes.SCT.LongAxis, round(lesion.max_diameter_mm, 2), codes.UCUM.Millimeter),
+            Measurement(
+                codes.DCM.AttenuationCoefficient,
+                round(lesion.mean_hu, 1),
+                codes.UCUM.HounsfieldUnit,
+                derivation=codes.SCT.Mean,
+            ),
+            Measurement(result_codes.SCORE, round(lesion.score, 4), codes.UCUM.NoUnits),
+        ],
+        qualitative_evaluations=[
+            QualitativeEvaluation(result_codes.ARTERY_LEVEL, result_codes.artery_level_code(lesion.artery_level))
+        ],
+    )
+
+
+def _algorithm(identity: ResultIdentity) -> AlgorithmIdentification:
+    return AlgorithmIdentification(
+        name="Embolens",
+        version=identity.software_version,
+        parameters=[f"{name}={value}" for name, value in algorithm_parameters(identity).items()],
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer=MANUFACTURER,
+    )
+
+
+def _source_images(source: SourceSeries, headers: Sequence[Dataset], slices: slice) -> list[SourceImageForSegmentation]:
+    """The images of these slices."""
+    shown = range(slices.start, slices.stop)
+    sop_class_uid = headers[0].SOPClassUID
+    if source.is_multi_frame:
+        frames = sorted(source.frame_indices[index] + 1 for index in shown)
+        return [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[0], frames)]
+    return [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[index]) for index in shown]
+
+
+def _seg_reference(seg: SopInstance) -> Dataset:
+    reference = Dataset()
+    reference.SOPClassUID, reference.SOPInstanceUID = seg.sop_class_uid, seg.sop_instance_uid
+    reference.StudyInstanceUID, reference.SeriesInstanceUID = seg.study_instance_uid, seg.series_instance_uid
+    return reference
