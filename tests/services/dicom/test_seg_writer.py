@@ -185,6 +185,18 @@ def test_a_fractional_seg_says_how_probable_each_voxel_of_an_embolus_is(source: 
     np.testing.assert_array_equal(values, probability)
 
 
+def test_probabilities_of_a_tilted_gantry_lie_on_the_slices_as_acquired(tmp_path: Path) -> None:
+    source = read_series(tilted_series(tmp_path / "series", tilt_degrees=18.5))
+    made = made_result(source.volume)
+    probability = np.where(made.embolus_labelmap > 0, 10 * made.embolus_labelmap + 100, 0).astype(np.uint8)
+    result, options = replace(made, lesion_probability=probability), SegOptions(SegType.FRACTIONAL)
+    path = write_seg(source, result, tmp_path / "seg.dcm", identity=IDENTITY, options=options).path
+    assert dciodvfy_errors(path) == []
+    written, counts = np.unique(pydicom.dcmread(path).pixel_array, return_counts=True)
+    expected, expected_counts = np.unique(source.on_slices(probability), return_counts=True)
+    assert dict(zip(written[1:], counts[1:], strict=True)) == dict(zip(expected[1:], expected_counts[1:], strict=True))
+
+
 def test_without_probabilities_no_fractional_seg_is_made_up(source: SourceSeries, tmp_path: Path) -> None:
     result, options = made_result(source.volume), SegOptions(SegType.FRACTIONAL)
     with pytest.raises(ValueError, match="needs the probabilities"):
