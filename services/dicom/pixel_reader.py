@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -89,11 +90,19 @@ def _decoder_of(dataset: Dataset) -> str:
 
 
 def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
-    """What the decoder gave, freed of overlays, and with a sign where the codestream has one."""
+    """What the decoder gave, freed of overlays, and with a sign where the codestream has one.
+
+    Raises:
+        ValueError: values that do not begin at the lowest bit (PS3.5 8.1.1 forbids it), which no decoder shifts.
+    """
+    bits_stored, high_bit = integer(dataset, "BitsStored"), integer(dataset, "HighBit")
+    is_plain = not UID(text(dataset.file_meta, "TransferSyntaxUID")).is_encapsulated
+    if is_plain and bits_stored is not None and high_bit not in (None, bits_stored - 1):
+        raise ValueError(f"HighBit is {high_bit} where BitsStored is {bits_stored}")
     if _is_unsigned_jpeg_2000(dataset):
         return _with_the_codestreams_sign(stored, path)
     if _overlay_in_pixels(dataset):
-        return _lowest_bits(stored, integer(dataset, "BitsStored") or 16)
+        return _lowest_bits(stored, bits_stored or 16)
     return stored
 
 

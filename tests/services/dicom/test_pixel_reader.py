@@ -26,6 +26,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from imaging.errors import NotAnalysable
 from services.dicom.headers import read_header
 from services.dicom.image_plane import planes_of
 from services.dicom.pixel_reader import read_hu, to_hu
@@ -204,6 +205,15 @@ def test_a_jpeg_2000_whose_sign_contradicts_its_header_keeps_its_negative_values
     dataset.PixelRepresentation = int(not signed_codestream)
     dataset.save_as(path)
     np.testing.assert_array_equal(hu_of(path), written)
+
+
+def test_values_that_do_not_begin_at_the_lowest_bit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.dcm"
+    written_image(path, bits_stored=12, signed=False)
+    edit(path, lambda dataset: setattr(dataset, "HighBit", 15))
+    with pytest.raises(NotAnalysable, match="HighBit is 15 where BitsStored is 12") as refusal:
+        hu_of(path)
+    assert refusal.value.code == "pixels.unreadable"
 
 
 def test_an_overlay_in_the_high_bits_is_not_taken_for_hu(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     UID,
     EnhancedCTImageStorage,
     JPEG2000Lossless,
+    JPEGExtended12Bit,
     LegacyConvertedEnhancedCTImageStorage,
     SecondaryCaptureImageStorage,
 )
@@ -380,6 +383,29 @@ def test_frames_of_a_signed_jpeg_2000_under_an_unsigned_header_keep_their_sign(t
     dataset.PixelRepresentation = 0
     dataset.save_as(path)
     np.testing.assert_array_equal(read_series([path]).volume.hu, volume.hu)
+
+
+def test_frames_in_jpeg_of_12_bits_are_refused(tmp_path: Path) -> None:
+    volume = counting_volume((3, 64, 64))
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=range(3))
+    for slice_path in (slices := written_series(tmp_path / "slices", volume)):
+
+        def store_12_bits(dataset: Dataset) -> None:
+            dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, 0
+            dataset.PixelData = (np.frombuffer(dataset.PixelData, "<i2") + 1024).astype("<u2").tobytes()
+
+        edit(slice_path, store_12_bits)
+        subprocess.run(["dcmcjpeg", "+ee", slice_path, slice_path], check=True, timeout=60)
+    jpegs = [next(generate_frames(pydicom.dcmread(file).PixelData, number_of_frames=1)) for file in slices]
+
+    def put_in(dataset: Dataset) -> None:
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        dataset.PixelData = encapsulate(jpegs)
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+
+    edit(path, put_in)
+    assert refusal_of([path]) == ["pixels.unreadable"]
 
 
 def test_headers_tell_the_series_apart(tmp_path: Path) -> None:
