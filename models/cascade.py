@@ -20,15 +20,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,8 +100,7 @@ class Cascade:
         self._window_zyx = tuple(window["size_zyx"])
         self._overlap = float(window["overlap"])
         self._limits = SuitabilityLimits.from_mapping(settings.get("suitability", {}))
-        wanted = self.options.second_pass and self.options.aanet and "second_pass" in settings
-        self._second_pass = SecondPassSettings(**settings["second_pass"]) if wanted else None
+        self._second_pass = _second_pass(self.options, settings)
         detector = load_network(package, "roi")
         assert isinstance(detector, DarknetNetwork)
         self._detector = detector.to(device).eval()
@@ -309,12 +310,18 @@ class Cascade:
     def _artery(
         self, scan: _Scan, part: CtVolume, embolus: Probability, artery: Probability | None
     ) -> tuple[Mask, float | None, tuple[Reason, ...]]:
-        """The artery on the voxels of `part`, the median HU of its lumen, and what to warn of."""
+        """The artery on the voxels of `part`, the median HU of its lumen, and what to warn of.
+
+        HU are taken a voxel away from the wall, where there is such a place: most of a tree is branches so thin that
+        they share their voxels with lung.
+        """
         if artery is None:
             unknown = Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known")
             return np.zeros(part.shape_zyx, dtype=bool), None, (unknown,)
-        lumen_hu = scan.hu[(artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)]
-        artery_ml = lumen_hu.size * self._spacing_mm**3 / 1000.0
+        lumen = (artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)
+        core = ndimage.binary_erosion(lumen)
+        lumen_hu = scan.hu[core if core.any() else lumen]
+        artery_ml = np.count_nonzero(lumen) * self._spacing_mm**3 / 1000.0
         artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
         warnings = check_contrast(artery_ml, artery_hu, self._limits)
         mask = scan.grid.restore(artery) > self._artery_threshold
@@ -329,6 +336,14 @@ class Cascade:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+
+def _second_pass(options: CascadeOptions, settings: Mapping[str, Mapping[str, Any]]) -> SecondPassSettings | None:
+    if not options.aanet or not options.second_pass:
+        return None
+    if isinstance(options.second_pass, SecondPassSettings):
+        return options.second_pass
+    return SecondPassSettings(**settings["second_pass"]) if "second_pass" in settings else None
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

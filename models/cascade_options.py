@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from imaging.errors import ConfigurationError
+from models.second_pass import SecondPassSettings
 
 
 class Ensemble(StrEnum):
@@ -35,7 +36,8 @@ class CascadeOptions:
             networks.
         ensemble: of the 2D networks.
         mode: see `Mode`.
-        second_pass: look again, more finely, where the first pass found candidates, if the package has a second pass.
+        second_pass: look again, more finely, where the first pass found candidates: as the package says, if it says
+            so; False: never; settings: as they say, whatever the package does.
     """
 
     lung_roi: bool = True
@@ -43,7 +45,7 @@ class CascadeOptions:
     aanet: bool = True
     ensemble: Ensemble = Ensemble.LEARNT
     mode: Mode = Mode.VOLUME
-    second_pass: bool = True
+    second_pass: bool | SecondPassSettings = True
 
     def members(self, of_package: Sequence[str]) -> tuple[str, ...]:
         """The 2D networks to run.

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from models.cascade_options import CascadeOptions, Ensemble, Mode
+from models.second_pass import SecondPassSettings
 from training.ablation import ENSEMBLE, UNET_ALONE
 from training.case_record import FULL_CASCADE
+
+FINER = SecondPassSettings(
+    spacing_mm=0.7, from_probability=0.1, smallest_mm3=10.0, margin_mm=20.0, share=0.5, most=24
+)  # what is tried of a package that has no second pass
 
 
 def cascade_variants(members: Sequence[str], *, second_pass: bool) -> dict[str, CascadeOptions]:
@@ -28,4 +33,6 @@ def cascade_variants(members: Sequence[str], *, second_pass: bool) -> dict[str, 
     }
     if second_pass:
         variants["without the second pass"] = CascadeOptions(second_pass=False)
+    else:
+        variants["with a second, finer pass"] = CascadeOptions(second_pass=FINER)
     return variants

@@ -123,7 +123,7 @@ def read_scan(path: Path, kind: str) -> EvaluationScan:
     images = sorted(path.glob(IMAGE_PATTERN)) if path.is_dir() else []
     if images:
         volume = read_input(images[0]).volume
-        embolus, artery = (_mask(path / file, volume) for file in (EMBOLUS_FILE, ARTERY_FILE))
+        embolus, artery = (labels_on_grid(path / file, volume) for file in (EMBOLUS_FILE, ARTERY_FILE))
         return EvaluationScan(
             name, kind, volume, None if embolus is None else _numbered(embolus), None if artery is None else artery > 0
         )
@@ -138,7 +138,12 @@ def read_scan(path: Path, kind: str) -> EvaluationScan:
         return EvaluationScan(name, kind, read_input(Path(unpacked)).volume)
 
 
-def _mask(path: Path, volume: CtVolume) -> NDArray[np.uint16] | None:
+def labels_on_grid(path: Path, volume: CtVolume) -> NDArray[np.uint16] | None:
+    """Labels (z, y, x) of a NIfTI file on the grid of a NIfTI image; None where there is no such file.
+
+    Raises:
+        InputError: it has other voxels than the image.
+    """
     if not path.is_file():
         return None
     labels = np.asarray(nibabel.nifti1.load(path).dataobj).transpose(2, 1, 0).astype(np.uint16)

@@ -1,6 +1,6 @@
 """From trained weights to a model package: assembled, calibrated, judged, described.
 
-`python -m training.package --recipe R --output models/weights/phantom-v2 [--anatomies DIR] [--cases N]`
+`python -m training.package --recipe R --output models/weights/phantom-v3 [--anatomies DIR] [--cases N]`
 """
 
 from __future__ import annotations

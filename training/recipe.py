@@ -41,15 +41,19 @@ class DataRecipe:
 
 @dataclass(frozen=True, slots=True)
 class TextureRecipe:
-    """A second, shorter training on phantoms and real CT together; see training/texture.py.
+    """A second training on phantoms and real CT together; see training/texture.py.
 
     Attributes:
         share: of a batch's crops that are from real CT.
+        batch: crops of a step; 0: as in the first training.
+        patch: size of a crop, (z, y, x) or (y, x); empty: as in the first training.
     """
 
     steps: int
     learning_rate: float
     share: float
+    batch: int = 0
+    patch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ class Recipe:
             )
         except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
             raise ConfigurationError(
-                f"recipe {path}: {error!r}", code="training.recipe", remedy="see training/recipes/phantom-v2.toml"
+                f"recipe {path}: {error!r}", code="training.recipe", remedy="see training/recipes/phantom-v3.toml"
             ) from error
 
 
@@ -183,6 +187,6 @@ def _network(name: str, tables: Mapping[str, Any]) -> NetworkRecipe:
         config=None if config is None else Path(config),
         **{key: table.pop(key) for key in _SCHEDULE},
         **{key: table.pop(key) for key in _OPTIONAL if key in table},
-        texture=None if texture is None else TextureRecipe(**texture),
+        texture=None if texture is None else TextureRecipe(**texture | {"patch": tuple(texture.get("patch", ()))}),
         options=table,
     )

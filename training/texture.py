@@ -1,8 +1,11 @@
-"""A second, shorter training: on phantoms as before, and on the texture of real CT with inserted emboli.
+"""A second training: on phantoms as before, and on the texture of real CT with inserted emboli.
 
 Phantoms alone teach networks that real bone marrow, spleen or bowel look like nothing they know, and some of it like
-clot. `python -m training.texture --recipe R [--anatomies DIR]` goes on from the weights of the first training and
-leaves `texture/weights.safetensors` beside them, which is what a package then holds.
+clot. Crops may be larger than in the first training: small ones show more places in the same time, but what tells an
+artery from a vein is often further away than their border.
+
+`python -m training.texture --recipe R [--anatomies DIR]` goes on from the weights of the first training and leaves
+`texture/weights.safetensors` beside them, which is what a package then holds.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from imaging.errors import ConfigurationError
 from training.cases import TrainingCase
 from training.distributed import joined
 from training.loop import fit
-from training.networks import batch_source, make_task
-from training.recipe import NetworkRecipe, Recipe
+from training.networks import VOLUME_KIND, batch_source, make_task
+from training.recipe import NetworkRecipe, Recipe, TextureRecipe
 from training.sampling import Batch, BatchSource
 from training.train import SAVE_FOLDER, Run, Split, phantom_split, save_weights
 
@@ -64,20 +67,13 @@ def train_on_texture(recipe: NetworkRecipe, folder: Path, split: Split, real: Se
         )
     torch.set_num_threads(run.threads)
     seed = recipe.batch_seed + SEED_STEP
-    from_real = max(1, round(texture.share * recipe.batch))
-    again = replace(
-        recipe,
-        steps=texture.steps,
-        learning_rate=texture.learning_rate,
-        warmup_steps=WARMUP_STEPS,
-        validate_every=texture.steps,
-        batch_seed=seed,
-    )
+    again = again_with_texture(recipe, texture)
+    from_real = max(1, round(texture.share * again.batch))
     with joined(run.device) as place:
         task = make_task(again, split.train, split.validation)
         task.network.load_state_dict(load_file(first))
         source = Mixed(
-            batch_source(replace(again, batch=recipe.batch - from_real), split.train, seed),
+            batch_source(replace(again, batch=again.batch - from_real), split.train, seed),
             batch_source(replace(again, batch=from_real), real, seed + SEED_STEP),
         )
         weights = fit(
@@ -96,6 +92,20 @@ def train_on_texture(recipe: NetworkRecipe, folder: Path, split: Split, real: Se
             save_weights(weights, file)
         place.wait()
     return file
+
+
+def again_with_texture(recipe: NetworkRecipe, texture: TextureRecipe) -> NetworkRecipe:
+    """The recipe of the second training."""
+    patch = "patch_zyx" if recipe.kind == VOLUME_KIND else "patch_yx"
+    return replace(
+        recipe,
+        batch=texture.batch or recipe.batch,
+        steps=texture.steps,
+        learning_rate=texture.learning_rate,
+        warmup_steps=WARMUP_STEPS,
+        batch_seed=recipe.batch_seed + SEED_STEP,
+        options={**recipe.options, patch: texture.patch} if texture.patch else recipe.options,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

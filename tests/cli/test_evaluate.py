@@ -7,7 +7,7 @@ from models.packages import default_package_directory, load_package
 from tests.cli.conftest import REPOSITORY, Embolens
 from tests.training.evaluation_records import record
 
-RECIPE = REPOSITORY / "training/recipes/phantom-v2.toml"
+RECIPE = REPOSITORY / "training/recipes/phantom-v3.toml"
 
 
 def test_the_report_and_the_cards_figures_come_from_the_records_of_all_shards(

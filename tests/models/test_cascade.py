@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from imaging.errors import ConfigurationError
 from imaging.phantom import Phantom, make_phantom
@@ -11,6 +12,7 @@ from imaging.result import SegmentationResult
 from models.cascade import Cascade
 from models.cascade_options import CascadeOptions, Mode
 from models.packages import default_package_directory
+from models.second_pass import SecondPassSettings
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -35,6 +37,19 @@ def test_vessel_mode_finds_along_the_tree_what_the_whole_volume_shows(phantom: P
     assert np.array_equal(probability > 0, result.embolus_labelmap > 0)
     first = probability[result.embolus_labelmap == 1]
     assert first.mean() / 255 <= result.findings.lesions[0].score <= first.max() / 255 + 0.01
+    lumen = ndimage.binary_erosion(phantom.artery & (phantom.embolus_labelmap == 0))
+    contrast_hu = result.findings.provenance["artery_hu"]
+    assert contrast_hu == pytest.approx(float(np.median(phantom.volume.hu[lumen])), rel=0.15)
+
+
+def test_a_second_pass_runs_that_the_package_does_not_have(phantom: Phantom) -> None:
+    finer = SecondPassSettings(
+        spacing_mm=0.8, from_probability=0.3, smallest_mm3=50.0, margin_mm=10.0, share=0.5, most=2
+    )
+    once = _segment(phantom, CascadeOptions(mode=Mode.VESSEL, second_pass=False))
+    twice = _segment(phantom, CascadeOptions(mode=Mode.VESSEL, second_pass=finer))
+    assert [lesion.score for lesion in twice.findings.lesions] != [lesion.score for lesion in once.findings.lesions]
+    assert np.count_nonzero((twice.embolus_labelmap > 0) & (once.embolus_labelmap > 0)) > 0
 
 
 def test_without_the_3d_network_no_artery_is_claimed_and_contrast_is_said_not_to_be_known(phantom: Phantom) -> None:

@@ -22,7 +22,7 @@ from training.comparison_picture import FOUND_RGB, PANEL_PX, TRUTH_RGB, write_co
 from training.evaluation_scans import ANATOMIES, INSERTED, REAL, EvaluationScan
 from training.recipe import Recipe
 
-RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v2.toml"
+RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v3.toml"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_curve_is_an_svg_whose_lines_rise(report: Path) -> None:
 
 def test_the_command_in_the_report_names_its_inputs_but_no_folder_of_this_machine(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
-    assert "embolens evaluate --package models/weights/phantom-v2 --recipe training/recipes/phantom-v2.toml" in text
+    assert "embolens evaluate --package models/weights/phantom-v3 --recipe training/recipes/phantom-v3.toml" in text
     assert "--anatomies ANATOMIES --real CHEST_CT --inserted INSERTED --cases 2 --negatives 1 --variants 1" in text
 
 

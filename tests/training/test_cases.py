@@ -10,7 +10,7 @@ from imaging.errors import ConfigurationError
 from training.cases import ARTERY, CaseSpec, TrainingCase, make_cases, open_cases
 from training.recipe import DataRecipe, Recipe
 
-RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v2.toml"
+RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v3.toml"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from training.evaluation_scans import (
 )
 from training.recipe import Recipe
 
-RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v2.toml"
+RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v3.toml"
 CHEST_CT = Path(__file__).parents[3] / "shared/data/chest_ct"
 
 

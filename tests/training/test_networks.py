@@ -17,7 +17,7 @@ from training.recipe import NetworkRecipe, Recipe
 from training.scans import segment_case
 
 MakeCase = Callable[..., TrainingCase]
-RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v2.toml"
+RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v3.toml"
 NARROW = {
     "aanet": {"n_filters": [8, 8, 8, 8], "en_blocks": [1, 1, 1, 1], "de_blocks": [1, 1, 1], "stem": 4, "aspp": 8},
     "unet3tiny": {"in_channels": 5, "out_channels": 1, "base_width": 4, "attention": True, "recurrent_residual": True},

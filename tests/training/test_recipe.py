@@ -8,7 +8,7 @@ from imaging.errors import ConfigurationError
 from training.cases import held_out_specs, training_specs
 from training.recipe import Recipe, TextureRecipe
 
-RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v2.toml"
+RECIPE = Path(__file__).parents[2] / "training/recipes/phantom-v3.toml"
 
 
 def test_the_shipped_recipe_reads_and_describes_every_network() -> None:
@@ -17,7 +17,7 @@ def test_the_shipped_recipe_reads_and_describes_every_network() -> None:
     assert recipe.networks["aanet"].parameters["stem"] == 8
     assert recipe.networks["aanet"].warmup_steps == 100
     assert "patch_zyx" in recipe.networks["aanet"].options
-    assert recipe.networks["aanet"].texture == TextureRecipe(600, 5e-4, 0.5)
+    assert recipe.networks["aanet"].texture == TextureRecipe(1000, 1.5e-3, 0.25, 4, (96, 96, 96))
     assert recipe.networks["roi"].texture is None
 
 

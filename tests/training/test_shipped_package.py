@@ -11,7 +11,7 @@ from training.model_card import model_card
 from training.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "training/recipes/phantom-v2.toml"
+RECIPE = ROOT / "training/recipes/phantom-v3.toml"
 
 
 def test_the_shipped_package_is_whole_small_and_made_by_the_shipped_recipe() -> None:

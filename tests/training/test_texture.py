@@ -17,7 +17,7 @@ from training.networks import make_task
 from training.phantoms import nearest_labels, whole_working_grid
 from training.recipe import NetworkRecipe, Recipe, TextureRecipe
 from training.sampling import Batch
-from training.texture import Mixed, texture_cases, train_on_texture
+from training.texture import Mixed, again_with_texture, texture_cases, train_on_texture
 from training.texture_cases import make_texture_cases, trained_artery
 from training.train import Run, Split, save_weights
 
@@ -54,6 +54,13 @@ def test_it_goes_on_from_the_first_training(tiny: NetworkRecipe, make_case: Make
     after = load_file(file)
     moved = [float((after[name] - value).abs().max()) for name, value in first.items() if name.endswith("weight")]
     assert 0 < max(moved) < 0.05, "two small steps away"
+
+
+def test_its_crops_may_be_more_and_larger(tiny: NetworkRecipe) -> None:
+    assert again_with_texture(tiny, TextureRecipe(2, 1e-3, 0.5)).batch == tiny.batch
+    wider = again_with_texture(tiny, TextureRecipe(2, 1e-3, 0.5, batch=4, patch=(48, 64)))
+    assert wider.batch == 4
+    assert wider.options == {**tiny.options, "patch_yx": (48, 64)}
 
 
 def test_without_a_first_training_or_real_cases_it_says_what_is_missing(
