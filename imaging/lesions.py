@@ -80,11 +80,12 @@ def find_lesions(
     listed = [(label, lesion) for label, lesion in measured if lesion.score >= least]
     if least < thresholds.voxel:
         weak = _components(probability >= max(least, _LOWEST_CANDIDATE))
-        weak[np.isin(weak, np.unique(weak[components > 0]))] = 0  # the rim of something measured above
+        large = np.isin(components, [label for label, _ in measured])
+        weak[np.isin(weak, np.unique(weak[large]))] = 0  # the rim of something measured above
         offset = np.uint32(components.max(initial=0))
         weaker = _measured(weak, probability, artery, volume, thresholds.min_volume_ml)
         listed += [(label + int(offset), lesion) for label, lesion in weaker if lesion.score >= least]
-        components = np.where(weak > 0, weak + offset, components)
+        components = np.where(weak > 0, weak + offset, components * large)
     listed.sort(key=lambda item: (-item[1].score, -item[1].volume_ml, item[1].peak_lps_mm))
     ids = {label: number for number, (label, _) in enumerate(listed, start=1)}
     lesions = tuple(replace(lesion, id=ids[label]) for label, lesion in listed)

@@ -2,8 +2,8 @@
 
     p = sigmoid(unet_weight * l_unet + aanet_weight * l_aanet + bias) * gate
 
-The weights are fitted by logistic regression on held-out phantoms, which also calibrates p. The gate is the artery's
-probability, grown by a few millimetres since a clot is darker than the lumen it sits in: it closes where no artery is.
+The weights are fitted by logistic regression on held-out phantoms, which also calibrates p. The gate is the probability
+of the artery, lumen and clot together, grown by some voxels: it closes where no artery is.
 """
 
 from __future__ import annotations

@@ -66,14 +66,17 @@ def test_the_lower_the_min_score_the_longer_the_list_and_it_never_swallows_the_s
     assert counts == [1, 1, 2, 2, 2]
 
 
-def test_a_hot_speck_is_no_lesion_at_any_min_score() -> None:
+def test_a_hot_speck_is_no_lesion_and_with_what_surrounds_it_a_weak_candidate() -> None:
     volume, probability, artery = _scan()
     probability[:] = 0
     probability[10:13, 10:13, 10:13] = 0.3
     probability[11, 11, 11] = 0.99
     assert find_lesions(probability, artery, volume, THRESHOLDS, min_score=None).lesions == ()
     found = find_lesions(probability, artery, volume, THRESHOLDS, min_score=0.2)
-    assert found.lesions == ()
+    (candidate,) = found.lesions
+    assert candidate.volume_ml == 0.027
+    assert candidate.score == pytest.approx((0.99 + 24 * 0.3) / 25)
+    assert set(np.unique(found.labelmap)) == {0, 1}
     assert found.scan_probability < THRESHOLDS.score
 
 
