@@ -22,7 +22,7 @@ from services.embedded_redis import free_port
 from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CANDIDATE_SCORE = 0.36  # no lower than the package's voxel threshold
+CANDIDATE_SCORE = 0.21  # between the candidates of the real series, near none of them
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +76,8 @@ def embolens_of_candidates(tmp_path_factory: pytest.TempPathFactory, orthanc: Or
     package = directory / "package"
     shutil.copytree(default_package_directory(), package)
     manifest = package / "package.toml"
-    text, replaced = re.subn(r"(?m)^score = .*$", f"score = {CANDIDATE_SCORE}", manifest.read_text(encoding="utf-8"))
-    assert replaced == 1
+    text, replaced = re.subn(r"(?m)^(voxel|score) = .*$", rf"\1 = {CANDIDATE_SCORE}", manifest.read_text("utf-8"))
+    assert replaced == 2
     manifest.write_text(text, encoding="utf-8")
     with _running(directory, orthanc, EMBOLENS_PACKAGE_DIR=str(package)) as running:
         yield running

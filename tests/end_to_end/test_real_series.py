@@ -89,8 +89,7 @@ def test_every_way_in_gives_the_same_lesions_and_orthanc_holds_them(
     _compare(findings[0]["lesions"], findings[2]["lesions"])
     print(f"{name}: {len(findings[0]['lesions'])} findings, artery {findings[0]['provenance']['artery_hu']} HU")
 
-    stored = [item for item in orthanc.instances() if item["MainDicomTags"].get("SOPInstanceUID")]
-    segs = [orthanc.file(item["ID"]) for item in stored]
+    segs = [orthanc.file(item["ID"]) for item in orthanc.instances(modality="SEG")]
     ours = [
         seg for seg in segs if series_uid in str(dcmread(io.BytesIO(seg)).ReferencedSeriesSequence[0].SeriesInstanceUID)
     ]
