@@ -44,7 +44,7 @@ from imaging.vessel_tree import vessel_tree
 from imaging.volume import CtVolume, Mask, Probability
 from imaging.windows import aanet_input, unet_channel_stack
 from models.aanet import AANet
-from models.cascade_options import CascadeOptions, Mode
+from models.cascade_options import CascadeOptions, Ensemble, Mode
 from models.darknet.network import DarknetNetwork
 from models.fusion import FusionSettings, ensemble_logits, fuse
 from models.packages import ModelPackage, default_package_directory, load_network, load_package
@@ -107,8 +107,10 @@ class Cascade:
         members = settings["ensemble"]["members"]
         weights = dict(zip(members, settings["ensemble"].get("weights", [1.0] * len(members)), strict=True))
         chosen = self.options.members(members)
+        if self.options.ensemble is Ensemble.LEARNT:  # whom the fit left no say need not run, unless nobody else does
+            chosen = tuple(name for name in chosen if weights[name]) or chosen
         self._unets = [self._ready_2d(load_network(package, name)) for name in chosen]
-        self._unet_weights = [float(weights[name]) for name in chosen]
+        self._unet_weights = [float(weights[name]) or 1.0 for name in chosen]
         self._aanet: AANet | None = None
         if self.options.aanet:
             aanet = load_network(package, "aanet")

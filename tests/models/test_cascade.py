@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from imaging.errors import ConfigurationError
 from imaging.phantom import Phantom, make_phantom
 from imaging.result import SegmentationResult
 from models.cascade import Cascade
-from models.cascade_options import CascadeOptions, Mode
-from models.packages import default_package_directory
+from models.cascade_options import CascadeOptions, Ensemble, Mode
+from models.packages import default_package_directory, load_package
 from models.second_pass import SecondPassSettings
 
 pytestmark = pytest.mark.timeout(300)
@@ -58,6 +61,23 @@ def test_without_the_3d_network_no_artery_is_claimed_and_contrast_is_said_not_to
     assert result.findings.provenance["artery_hu"] is None
     reported = sum(lesion.score >= result.findings.score_threshold for lesion in result.findings.lesions)
     assert np.array_equal(result.artery, (result.embolus_labelmap > 0) & (result.embolus_labelmap <= reported))
+
+
+def test_a_network_without_a_say_runs_only_where_it_is_alone() -> None:
+    package = load_package(default_package_directory())
+    members = package.settings["ensemble"]["members"]
+    ensemble = {"members": members, "weights": [0.0, *[1.0] * (len(members) - 1)]}
+    mute = replace(package, settings={**package.settings, "ensemble": ensemble})
+    slices = np.full((2, 32, 32), 40, np.int16)
+    for options, count in (
+        (CascadeOptions(aanet=False), len(members) - 1),
+        (CascadeOptions(unets=tuple(members[:1]), aanet=False), 1),
+        (CascadeOptions(aanet=False, ensemble=Ensemble.LOGIT), len(members)),
+    ):
+        cascade = Cascade(mute, torch.device("cpu"), options)
+        answers = cascade.slice_logits(slices, lambda fraction: None)
+        assert len(answers) == count
+        assert torch.isfinite(cascade.unet_logits(answers)).all()
 
 
 def test_options_that_fit_no_package_are_refused_by_name() -> None:
