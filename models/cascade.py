@@ -107,10 +107,11 @@ class Cascade:
         members = settings["ensemble"]["members"]
         weights = dict(zip(members, settings["ensemble"].get("weights", [1.0] * len(members)), strict=True))
         chosen = self.options.members(members)
-        if self.options.ensemble is Ensemble.LEARNT:  # whom the fit left no say need not run, unless nobody else does
-            chosen = tuple(name for name in chosen if weights[name]) or chosen
+        if self.options.unets is None and self.options.ensemble is Ensemble.LEARNT:
+            chosen = tuple(name for name in chosen if weights[name])  # whom the fit left no say need not run
         self._unets = [self._ready_2d(load_network(package, name)) for name in chosen]
-        self._unet_weights = [float(weights[name]) or 1.0 for name in chosen]
+        shares = [float(weights[name]) for name in chosen]
+        self._unet_weights = shares if any(shares) else [1.0] * len(shares)
         self._aanet: AANet | None = None
         if self.options.aanet:
             aanet = load_network(package, "aanet")

@@ -31,7 +31,8 @@ class CascadeOptions:
 
     Attributes:
         lung_roi: look only into the box around the lungs; False: into all that was scanned.
-        unets: names of the 2D networks that run; None: the package's. Vessel mode runs none.
+        unets: names of the 2D networks that run; None: the package's, without those whose fitted weight is 0. Vessel
+            mode runs none.
         aanet: the 3D network runs. Without it no artery is found, contrast is not measured and nothing gates the 2D
             networks.
         ensemble: of the 2D networks.

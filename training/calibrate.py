@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from imaging.errors import ConfigurationError
 from imaging.lesions import LesionThresholds, find_lesions
 from imaging.metrics import match_lesions, voxel_dice
 from imaging.volume import CtVolume
@@ -40,9 +41,20 @@ class CaseLogits:
 def calibrated(
     cascade: Cascade, cases: Sequence[TrainingCase], settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The `ensemble`, `fusion` and `thresholds` tables of a package, fitted on `cases`."""
+    """The `ensemble`, `fusion` and `thresholds` tables of a package, fitted on `cases`.
+
+    Raises:
+        ConfigurationError: the cascade leaves out 2D networks of the package, which could then get no weight.
+    """
     with torch.inference_mode():
         logits = [_case_logits(cascade, case) for case in cases]
+    members = settings["ensemble"]["members"]
+    if any(len(one.unets) != len(members) for one in logits):
+        raise ConfigurationError(
+            f"of {', '.join(members)} only {len(logits[0].unets)} run",
+            code="calibrate.members",
+            remedy="name them all in CascadeOptions.unets",
+        )
     weights, fusion = fit_fusion(logits, FusionSettings(**settings["fusion"]))
     probabilities = [
         fuse(ensemble_logits(one.unets, weights), one.aanet, torch.sigmoid(one.artery), fusion).numpy()

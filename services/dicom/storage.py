@@ -22,7 +22,6 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     LegacyConvertedEnhancedCTImageStorage,
     RLELossless,
-    SegmentationStorage,
 )
 
 # By keyword, as the Standard names them (PS3.6 Table A-1).
@@ -32,7 +31,6 @@ CT_STORAGE_SOP_CLASSES: dict[str, str] = {
     "LegacyConvertedEnhancedCTImageStorage": LegacyConvertedEnhancedCTImageStorage,
 }
 MULTI_FRAME_CT_SOP_CLASSES = frozenset({EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
-RESULT_SOP_CLASSES: dict[str, str] = {"SegmentationStorage": SegmentationStorage}
 
 UNCOMPRESSED_TRANSFER_SYNTAXES: tuple[str, ...] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 # In the order of preference offered to a peer: what needs no decoding first. series_reader reads every one of them.

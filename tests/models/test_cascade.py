@@ -63,7 +63,7 @@ def test_without_the_3d_network_no_artery_is_claimed_and_contrast_is_said_not_to
     assert np.array_equal(result.artery, (result.embolus_labelmap > 0) & (result.embolus_labelmap <= reported))
 
 
-def test_a_network_without_a_say_runs_only_where_it_is_alone() -> None:
+def test_a_network_without_a_say_runs_only_where_it_is_asked_for() -> None:
     package = load_package(default_package_directory())
     members = package.settings["ensemble"]["members"]
     ensemble = {"members": members, "weights": [0.0, *[1.0] * (len(members) - 1)]}
@@ -72,6 +72,7 @@ def test_a_network_without_a_say_runs_only_where_it_is_alone() -> None:
     for options, count in (
         (CascadeOptions(aanet=False), len(members) - 1),
         (CascadeOptions(unets=tuple(members[:1]), aanet=False), 1),
+        (CascadeOptions(unets=tuple(members), aanet=False), len(members)),
         (CascadeOptions(aanet=False, ensemble=Ensemble.LOGIT), len(members)),
     ):
         cascade = Cascade(mute, torch.device("cpu"), options)

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from imaging.errors import ConfigurationError
+from models.cascade import Cascade
+from models.cascade_options import CascadeOptions
 from models.fusion import FusionSettings
-from training.calibrate import CaseLogits, best_voxel_threshold, fit_fusion
+from models.packages import default_package_directory, load_package
+from training.calibrate import CaseLogits, best_voxel_threshold, calibrated, fit_fusion
 from training.cases import TrainingCase
 
 MakeCase = Callable[..., TrainingCase]
@@ -45,3 +49,11 @@ def test_voxel_threshold_is_the_one_with_the_best_dice(make_case: MakeCase) -> N
     case = make_case()
     probability = np.where(np.asarray(case.embolus) > 0, 0.62, 0.43).astype(np.float32)
     assert best_voxel_threshold([probability], [case]) == pytest.approx(0.45)
+
+
+def test_a_network_that_does_not_run_cannot_be_weighed(make_case: MakeCase) -> None:
+    package = load_package(default_package_directory())
+    one = CascadeOptions(unets=tuple(package.settings["ensemble"]["members"][:1]))
+    cascade = Cascade(package, torch.device("cpu"), one)
+    with pytest.raises(ConfigurationError, match="only 1 run"):
+        calibrated(cascade, [make_case()], package.settings)
