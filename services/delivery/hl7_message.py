@@ -95,7 +95,7 @@ def _patient_id(study: Dataset) -> str:
 
 def _name(study: Dataset) -> str:
     """XPN has the suffix before the prefix, DICOM after it (PS3.5 section 6.2.1)."""
-    name = PersonName(text(study, "PatientName"))
+    name = PersonName(str(study.get("PatientName") or ""))
     parts = [name.family_name, name.given_name, name.middle_name, name.name_suffix, name.name_prefix]
     return "^".join(map(_escaped, parts)).rstrip("^")
 

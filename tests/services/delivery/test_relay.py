@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -405,3 +406,23 @@ def test_the_process_delivers_without_redis_and_ends_on_sigterm(
         process.kill()
         process.wait()
     assert (tmp_path / "log").read_text().count("Redis does not answer") == 1
+
+
+def test_a_node_that_hangs_holds_up_nobody_else(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # takes the connection and never says a word
+        write_destinations(
+            settings,
+            f'[[nodes]]\nae_title = "SLOW"\nhost = "127.0.0.1"\nport = {hanging.getsockname()[1]}\n'
+            f'[[folders]]\nname = "research"\npath = "{tmp_path / "results"}"\n',
+        )
+        slow = finished_job("node:SLOW")
+        relay.start_due()
+        for _ in range(2):
+            quick = finished_job("folder:research")
+            relay.start_due()
+            wait_until(lambda job=quick: only_row(outbox, job).state == "delivered", timeout_s=5)
+        assert only_row(outbox, slow).state == "pending"
+        assert only_row(outbox, slow).last_error is None  # still being tried
