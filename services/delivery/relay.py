@@ -102,8 +102,8 @@ class Relay:
             ):
                 attempts += len(due)
                 self._attempt(destination, due)
-        except SQLAlchemyError as error:  # nothing can be noted down; what is left is claimed again in time
-            log.error("delivery to %s: %s", destination, type(error).__name__)
+        except Exception as error:  # noqa: BLE001  the thread's outermost loop; what is left is claimed again in time
+            _log_unexpected(destination, error)
         return attempts
 
     def _attempt(self, destination: str, due: Sequence[OutboxRow]) -> None:
@@ -129,8 +129,7 @@ class Relay:
         except SQLAlchemyError:
             raise
         except Exception as error:  # noqa: BLE001  outermost loop: one destination must not stop the others
-            trace = "".join(traceback.format_tb(error.__traceback__))  # without the message, which may quote a header
-            log.error("delivery to %s: unexpected %s\n%s", destination, type(error).__name__, trace)
+            _log_unexpected(destination, error)
             for row in left.values():
                 try_later(self._outbox, row, DeliveryError(f"unexpected {type(error).__name__}"), self._settings)
 
@@ -201,15 +200,20 @@ class Relay:
             for row in rows:
                 self._outbox.delivered(row)
             return
-        silence = DeliveryError(f"{node.ae_title} did not report on storage commitment, and was asked again")
+        silence = f"{node.ae_title} did not report on storage commitment, and was asked again"
         asked_before = [row for row in rows if row.transaction_uid is not None]
-        parked = {row.id for row in asked_before if park_if_hopeless(self._outbox, row, silence, self._settings)}
-        asked = [row for row in rows if row.id not in parked]
+        parked = [
+            row
+            for row in asked_before
+            if park_if_hopeless(self._outbox, row, DeliveryError(row.last_error or silence), self._settings)
+        ]
+        asked = [row for row in rows if row not in parked]
         if not asked:
             return
         transaction_uid = generate_uid(prefix=None)
-        said = silence.message if asked_before else None
-        self._outbox.asking(asked, transaction_uid, wait_s=node.commitment_limit_s, error=said)
+        self._outbox.asking(
+            asked, transaction_uid, wait_s=node.commitment_limit_s, error=silence if asked_before else None
+        )
         try:
             request_commitment(
                 node,
@@ -254,6 +258,11 @@ class Relay:
         else:
             log.info("destinations read again")
             self._outbox.make_due(self._destinations.names())
+
+
+def _log_unexpected(destination: str, error: Exception) -> None:
+    trace = "".join(traceback.format_tb(error.__traceback__))  # without the message, which may quote a header
+    log.error("delivery to %s: unexpected %s\n%s", destination, type(error).__name__, trace)
 
 
 def _modified_at(path: Path) -> float:

@@ -97,9 +97,9 @@ def _address(webhook: Webhook, url: httpx.URL) -> str:
     addresses = [str(entry[4][0]).split("%")[0] for entry in found]
     if not webhook.allow_private and not all(map(_is_public, addresses)):
         raise DeliveryError(
-            f"webhook {webhook.name}: {url.host} is an address of this machine or of a private network",
+            f"webhook {webhook.name}: {url.host} leads into a private network, and allow_private is not set",
             code="delivery.private_address",
-            remedy="set allow_private = true for it, if that is meant",
+            remedy="set it, if that is meant",
         )
     return addresses[0]
 

@@ -113,8 +113,9 @@ class Outbox:
             )
 
     def stored(self, row: OutboxRow) -> None:
-        """The node has it and is yet to commit to keeping it."""
-        self._set(row, state=DeliveryState.STORED.value, last_error=None, next_attempt_at=utc_now())
+        """The node has it and is yet to commit to keeping it. What it was asked about it before counts no more."""
+        stored = DeliveryState.STORED.value
+        self._set(row, state=stored, transaction_uid=None, last_error=None, next_attempt_at=utc_now())
 
     def asking(
         self, rows: Sequence[OutboxRow], transaction_uid: str, *, wait_s: float, error: str | None = None

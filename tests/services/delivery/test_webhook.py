@@ -107,7 +107,7 @@ def test_an_address_that_is_not_public_is_refused(secret_file: Path, settings: S
     with pytest.raises(DeliveryError) as raised:
         post_notification(inside, MESSAGE_ID, BODY, settings)
     assert raised.value.code == "delivery.private_address"
-    assert "allow_private" in raised.value.remedy
+    assert "allow_private is not set" in raised.value.message
 
 
 def test_a_name_that_leads_elsewhere_later_is_not_looked_up_again(
