@@ -23,10 +23,14 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is loaded
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
+    StorageCommitmentPushModel,
+    Verification,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError, InputError, NotFound
+from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completion import CompletionWatcher
@@ -76,6 +80,7 @@ class Listener:
         jobs: JobStore,
         queue: TaskQueue,
         rules: IntakeRules,
+        reports: CommitmentReports,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -91,6 +96,9 @@ class Listener:
         self._ae.add_supported_context(Verification)
         for sop_class_uid in CT_STORAGE_SOP_CLASSES.values():
             self._ae.add_supported_context(sop_class_uid, list(ACCEPTED_TRANSFER_SYNTAXES))
+        # A node that reports on its storage commitment is the SCP, though it opens the association (PS3.4 J.3.3).
+        self._ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        self._reports = reports
         self._allowed = rules.associations
         self._ae.require_called_aet = self._allowed.called_ae_title_must_match
         self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
@@ -116,6 +124,7 @@ class Listener:
             (evt.EVT_REQUESTED, self._turn_away_strangers),
             (evt.EVT_C_ECHO, _answer_echo),
             (evt.EVT_C_STORE, self._answer_store),
+            (evt.EVT_N_EVENT_REPORT, self._answer_report),
         ]
         try:
             server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
@@ -155,6 +164,9 @@ class Listener:
         else:
             status.Status = SUCCESS
         return status
+
+    def _answer_report(self, event: Event) -> tuple[int, None]:
+        return self._reports.answer(event, event.assoc.requestor.ae_title.strip())
 
     def _store_instance(self, event: Event) -> None:
         requestor = event.assoc.requestor
