@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from services.dicom.result_kind import ResultKind
+from services.retrieve.rules import RetrieveRule
 from services.store.jobs import Delivery
 from services.store.rows import JobRow, Source
 from services.store.study_store import relative_result_path
@@ -36,13 +37,15 @@ Objects = Annotated[tuple[ResultKind, ...], Field(min_length=1)]
 
 
 class Node(TomlTable):
-    """A DICOM node that takes C-STORE."""
+    """A DICOM node that takes C-STORE, and may be asked and fetched from."""
 
     ae_title: AeTitle
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
     tls: bool = False
     objects: Objects = DEFAULT_OBJECTS
+    retrieve: Literal["c-get", "c-move"] | None = None
+    count_instances: bool = False
 
 
 class Folder(TomlTable):
@@ -75,6 +78,7 @@ class Destinations(TomlTable):
     nodes: tuple[Node, ...] = ()
     folders: tuple[Folder, ...] = ()
     routes: tuple[Route, ...] = ()
+    retrieve: tuple[RetrieveRule, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique_and_known(self) -> Destinations:
@@ -84,6 +88,15 @@ class Destinations(TomlTable):
         for route in self.routes:
             if unknown := set(route.to) - known - {ORIGIN}:
                 raise ValueError(f"a route leads to {', '.join(sorted(unknown))}, which is not listed")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_fetch_from_known_nodes(self) -> Destinations:
+        if len({rule.name for rule in self.retrieve}) < len(self.retrieve):
+            raise ValueError("two rules to retrieve have the same name")
+        for rule in self.retrieve:
+            if (node := self.node(rule.node)) is None or node.retrieve is None:
+                raise ValueError(f"the rule {rule.name} retrieves from {rule.node}, no node that says how (`retrieve`)")
         return self
 
     def deliveries_for(self, job: JobRow, written: ResultFiles) -> list[Delivery]:
@@ -122,6 +135,9 @@ class Destinations(TomlTable):
 
     def node(self, ae_title: str) -> Node | None:
         return next((node for node in self.nodes if node.ae_title == ae_title), None)
+
+    def retrieve_rule(self, name: str) -> RetrieveRule | None:
+        return next((rule for rule in self.retrieve if rule.name == name), None)
 
     def folder(self, name: str) -> Folder | None:
         return next((folder for folder in self.folders if folder.name == name), None)
