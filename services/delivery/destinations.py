@@ -71,6 +71,8 @@ class DicomWeb(TomlTable):
     token_file: Path | None = None
     username: str | None = Field(None, min_length=1)
     password_file: Path | None = None
+    retrieve: bool = False
+    count_instances: bool = False
 
     @model_validator(mode="after")
     def _one_kind_of_credentials(self) -> DicomWeb:
@@ -123,8 +125,10 @@ class Destinations(TomlTable):
         if len({rule.name for rule in self.retrieve}) < len(self.retrieve):
             raise ValueError("two rules to retrieve have the same name")
         for rule in self.retrieve:
-            if (node := self.node(rule.node)) is None or node.retrieve is None:
-                raise ValueError(f"the rule {rule.name} retrieves from {rule.node}, no node that says how (`retrieve`)")
+            if rule.node not in self.retrieved_from():
+                raise ValueError(
+                    f"the rule {rule.name} retrieves from {rule.node}, which is not listed with `retrieve`"
+                )
         return self
 
     def deliveries_for(self, job: JobRow, written: ResultFiles) -> list[Delivery]:
@@ -146,7 +150,9 @@ class Destinations(TomlTable):
     def destinations_of(self, job: JobRow) -> list[str]:
         """Where the job's results go, as written into the outbox: "node:AE_TITLE", "folder:NAME" or "dicomweb:NAME"."""
         route = next((route for route in self.routes if route.fits(job)), _BACK_TO_WHERE_IT_CAME_FROM)
-        origin = NODE + job.calling_ae_title.strip() if job.calling_ae_title else None
+        origin = (job.calling_ae_title or "").strip() or None
+        if origin is not None and not origin.startswith(DICOMWEB):
+            origin = NODE + origin
         named = [origin if target == ORIGIN else target for target in route.to]
         return list(dict.fromkeys(destination for destination in named if destination is not None))
 
@@ -170,6 +176,13 @@ class Destinations(TomlTable):
 
     def node(self, ae_title: str) -> Node | None:
         return next((node for node in self.nodes if node.ae_title == ae_title), None)
+
+    def retrieved_from(self) -> list[str]:
+        """What can be fetched from: the AE titles of nodes, and "dicomweb:NAME"."""
+        return [
+            *(node.ae_title for node in self.nodes if node.retrieve is not None),
+            *(DICOMWEB + service.name for service in self.dicomweb if service.retrieve),
+        ]
 
     def retrieve_rule(self, name: str) -> RetrieveRule | None:
         return next((rule for rule in self.retrieve if rule.name == name), None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from imaging.errors import Cancelled, NodeUnavailable, NothingToRetrieve
 from services.ingest.arriving_series import Expected
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
-from services.retrieve.found import Archive, FoundSeries, FoundStudy, RunningFetch, Suboperations
+from services.retrieve.found import Archive, FoundSeries, FoundStudy, other_than_ct
 from services.retrieve.rules import StudyQuery
 from services.store.retrievals import RetrievalStore, RetrievedSeries
 from services.store.rows import Priority, RetrievalRow
@@ -57,7 +57,6 @@ class StudyFetch:
     listener: Listener
     retrievals: RetrievalStore
     rules: IntakeRules
-    running: RunningFetch
     is_stopping: Callable[[], bool]
     _series: dict[str, RetrievedSeries] = field(default_factory=dict)
     _looked_at: float = 0.0
@@ -71,11 +70,6 @@ class StudyFetch:
         Stopping: the process ends.
         """
         wanted = self._look()
-        if not wanted:
-            codes = sorted({one.skipped for one in self._series.values() if one.skipped})
-            raise NothingToRetrieve(
-                f"none of the {len(self._series)} series can be segmented ({', '.join(codes)})", code=NOTHING_TO_SEGMENT
-            )
         unavailable: NodeUnavailable | None = None
         for uid, there in wanted.items():
             self._go_on_or_raise()
@@ -84,9 +78,15 @@ class StudyFetch:
             except NodeUnavailable as error:  # of another series it may still get something
                 self._go_on_or_raise()
                 unavailable = error
-        missing = sum(one.missing for one in self._series.values())
+        fetched = [one for one in self._series.values() if one.skipped is None]
+        if not fetched:
+            codes = sorted({one.skipped for one in self._series.values() if one.skipped})
+            raise NothingToRetrieve(
+                f"none of the {len(self._series)} series can be segmented ({', '.join(codes)})", code=NOTHING_TO_SEGMENT
+            )
+        missing = sum(one.missing for one in fetched)
         if missing:
-            total = sum(len(there) for there in wanted.values())
+            total = sum(one.instances for one in fetched)
             cause = unavailable.message if unavailable else f"{self.row.node} sent no more"
             raise NodeUnavailable(
                 f"{missing} of {total} instances are missing: {cause}",
@@ -100,21 +100,22 @@ class StudyFetch:
         study = self.archive.study(study_instance_uid)
         if study is None:
             raise NothingToRetrieve(f"{self.row.node} has no study {study_instance_uid}", code=NO_SUCH_STUDY)
-        found = self.archive.series(study_instance_uid, self.row.series_instance_uid)
+        query = None if self.row.rule is None else StudyQuery.model_validate(self.row.rule)
+        found = self.archive.series(
+            study_instance_uid,
+            self.row.series_instance_uid,
+            with_contrast=query is not None and query.contrast,
+        )
         if not found:
             of = f"series {self.row.series_instance_uid}" if self.row.series_instance_uid else "series"
             raise NothingToRetrieve(f"{self.row.node} has no {of} of {study_instance_uid}", code=NO_SUCH_SERIES)
-        query = None if self.row.rule is None else StudyQuery.model_validate(self.row.rule)
         wanted = {}
         for series in found:
             uid = series.series_instance_uid
             named = self.row.series_instance_uid is not None
             skipped = why_skipped(series, study, self.rules, query, named=named)
-            there: frozenset[str] = frozenset()
             if skipped is None:
-                there = self.archive.ct_instances(study_instance_uid, uid)
-                skipped = None if there else NO_CT_INSTANCES
-            if skipped is None:
+                there = self.archive.instances(study_instance_uid, uid)
                 wanted[uid] = there
                 self._series[uid] = RetrievedSeries(uid, len(there), received=len(there & self._held(uid)))
             else:
@@ -130,9 +131,9 @@ class StudyFetch:
             return
         failed = 0
 
-        def on_progress(counts: Suboperations) -> bool:
+        def on_progress(failed_now: int) -> bool:
             nonlocal failed
-            failed = counts.failed
+            failed = failed_now
             return self._goes_on(uid, there, failed)
 
         expected = Expected(there, self.row.node, Priority(self.row.priority))
@@ -144,11 +145,23 @@ class StudyFetch:
                     missing if there & held else None,
                     receiver=self.listener,
                     on_progress=on_progress,
-                    running=self.running,
                 )
         finally:
             self._count(uid, there, failed)
         self._go_on_or_raise()
+        if left := there - self._held(uid):
+            self._leave_out(uid, there, other_than_ct(self.archive, self._study_instance_uid, uid, left))
+
+    def _leave_out(self, uid: str, there: frozenset[str], others: frozenset[str]) -> None:
+        """What of a series is no CT and so is not fetched."""
+        if not others:
+            return
+        series = self._series[uid]
+        images = len(there - others)
+        failed = max(0, series.failed - len(others))
+        skipped = None if images else NO_CT_INSTANCES
+        self._series[uid] = replace(series, instances=images, failed=failed, skipped=skipped)
+        self._record()
 
     @property
     def _study_instance_uid(self) -> str:

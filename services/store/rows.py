@@ -105,7 +105,7 @@ class JobRow(Base):
     source: Mapped[str] = mapped_column(String(8))
     input_kind: Mapped[str] = mapped_column(String(8), default="dicom")
 
-    calling_ae_title: Mapped[str | None] = mapped_column(String(16))
+    calling_ae_title: Mapped[str | None] = mapped_column(String(80))  # or "dicomweb:NAME", what it was fetched from
     calling_address: Mapped[str | None] = mapped_column(String(64))
     study_instance_uid: Mapped[str | None] = mapped_column(String(64))
     series_instance_uid: Mapped[str | None] = mapped_column(String(64))
