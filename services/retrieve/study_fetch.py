@@ -59,6 +59,7 @@ class StudyFetch:
     rules: IntakeRules
     is_stopping: Callable[[], bool]
     _series: dict[str, RetrievedSeries] = field(default_factory=dict)
+    _there: dict[str, int] = field(default_factory=dict)
     _looked_at: float = 0.0
     _is_cancelled: bool = False
 
@@ -74,7 +75,7 @@ class StudyFetch:
         for uid, there in wanted.items():
             self._go_on_or_raise()
             try:
-                self._fetch(uid, there)
+                self._fetch_series(uid, there)
             except NodeUnavailable as error:  # of another series it may still get something
                 self._go_on_or_raise()
                 unavailable = error
@@ -117,16 +118,35 @@ class StudyFetch:
             if skipped is None:
                 there = self.archive.instances(study_instance_uid, uid)
                 wanted[uid] = there
+                self._there[uid] = len(there)
                 self._series[uid] = RetrievedSeries(uid, len(there), received=len(there & self._held(uid)))
             else:
                 self._series[uid] = RetrievedSeries(uid, series.instances or 0, skipped=skipped)
         self._record()
         return wanted
 
-    def _fetch(self, uid: str, there: frozenset[str]) -> None:
-        """What is missing of one series."""
+    def _fetch_series(self, uid: str, there: frozenset[str]) -> None:
+        """What is missing of one series. Objects in it that are no CT are found out when something did not come: to ask
+        for them beforehand would make archives read every file."""
+        unavailable: NodeUnavailable | None = None
+        try:
+            self._fetch(uid, there)
+        except NodeUnavailable as error:
+            unavailable = error
+        self._go_on_or_raise()
+        left = there - self._held(uid)
+        if others := other_than_ct(self.archive, self._study_instance_uid, uid, left):
+            images = there - others
+            skipped = None if images else NO_CT_INSTANCES
+            self._series[uid] = replace(self._series[uid], instances=len(images), failed=0, skipped=skipped)
+            self._record()
+            self._fetch(uid, images)  # some nodes give up at the first object that is not taken
+        elif unavailable is not None:
+            raise unavailable
+
+    def _fetch(self, uid: str, images: frozenset[str]) -> None:
         held = self._held(uid)
-        missing = sorted(there - held)
+        missing = sorted(images - held)
         if not missing:
             return
         failed = 0
@@ -134,34 +154,21 @@ class StudyFetch:
         def on_progress(failed_now: int) -> bool:
             nonlocal failed
             failed = failed_now
-            return self._goes_on(uid, there, failed)
+            return self._goes_on(uid, images, failed)
 
-        expected = Expected(there, self.row.node, Priority(self.row.priority))
+        expected = Expected(images, self.row.node, Priority(self.row.priority))
+        is_whole = len(missing) == self._there[uid]
         try:
             with self.listener.register.expecting(self._study_instance_uid, uid, expected):
                 self.archive.fetch(
                     self._study_instance_uid,
                     uid,
-                    missing if there & held else None,
+                    None if is_whole else missing,
                     receiver=self.listener,
                     on_progress=on_progress,
                 )
         finally:
-            self._count(uid, there, failed)
-        self._go_on_or_raise()
-        if left := there - self._held(uid):
-            self._leave_out(uid, there, other_than_ct(self.archive, self._study_instance_uid, uid, left))
-
-    def _leave_out(self, uid: str, there: frozenset[str], others: frozenset[str]) -> None:
-        """What of a series is no CT and so is not fetched."""
-        if not others:
-            return
-        series = self._series[uid]
-        images = len(there - others)
-        failed = max(0, series.failed - len(others))
-        skipped = None if images else NO_CT_INSTANCES
-        self._series[uid] = replace(series, instances=images, failed=failed, skipped=skipped)
-        self._record()
+            self._count(uid, images, failed)
 
     @property
     def _study_instance_uid(self) -> str:
