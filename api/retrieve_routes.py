@@ -165,6 +165,7 @@ def _view(gateway: Gateway, row: RetrievalRow) -> RetrievalSchema:
             )
             for one in series
         ],
+        jobs=list(jobs.values()),
         studies_found=row.studies_found,
         retrievals=[child.id for child in children],
         attempts=row.attempts,

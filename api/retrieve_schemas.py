@@ -62,6 +62,7 @@ class RetrievalSchema(Schema):
     instances_received: int
     instances_failed: int
     series: list[RetrievedSeriesSchema]
+    jobs: list[str] = Field(description="Ids of the newest jobs on its series")
     studies_found: int | None = Field(description="By the run of a rule: studies that the node has of those days")
     retrievals: list[str] = Field(description="By the run of a rule: what it asked for; the newest 500")
     attempts: int = Field(description="That failed")
