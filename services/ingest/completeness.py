@@ -60,12 +60,12 @@ class Completeness:
             wait is over although instances are known to be missing, the reason why it cannot be analysed.
         """
         fetched = self._retrievals.of_series(series.study_instance_uid, series.series_instance_uid)
-        if fetched is not None and not has_ended(fetched[0]):
+        here = len(series.sop_instance_uids)
+        if fetched is not None and here < fetched[1].instances and not has_ended(fetched[0]):
             return None, ()  # tried again until it ends
         evidence = self._evidence.setdefault(series, _Evidence())
         if not self._has_answered(series, evidence):
             return None, ()
-        here = len(series.sop_instance_uids)
         is_over = time.monotonic() - series.last_arrival >= self._settings.series_longest_wait_s
         if evidence.missing is not None:
             missing = len(evidence.missing - series.sop_instance_uids)

@@ -206,7 +206,9 @@ class Listener:
     def held(self, study_instance_uid: str, series_instance_uid: str) -> set[str]:
         """SOP Instance UIDs that are here and belong to a job, or will."""
         if (arriving := self._register.find(study_instance_uid, series_instance_uid)) is not None:
-            return set(arriving.sop_instance_uids)
+            with arriving.lock:
+                if not arriving.is_closed:
+                    return set(arriving.sop_instance_uids)
         found: set[str] = set()
         for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid):
             with suppress(NotFound):  # its directory is gone

@@ -26,7 +26,7 @@ from services.retrieve.found import (
     FoundStudy,
     Receiver,
     found_series,
-    found_study,
+    found_studies,
     sop_instance_uids,
     without_ct,
 )
@@ -78,11 +78,11 @@ class DicomArchive:
 
     def studies(self, *, modality: str, study_dates: str) -> list[FoundStudy]:
         keys = {"ModalitiesInStudy": modality, "StudyDate": study_dates, "StudyInstanceUID": "", "StudyDescription": ""}
-        return [found_study(answer) for answer in self._find("STUDY", keys)]
+        return found_studies(self._find("STUDY", keys))
 
     def study(self, study_instance_uid: str) -> FoundStudy | None:
         answers = self._find("STUDY", {"StudyInstanceUID": study_instance_uid, "StudyDescription": ""})
-        return found_study(answers[0]) if answers else None
+        return next(iter(found_studies(answers, study_instance_uid)), None)
 
     def series(
         self, study_instance_uid: str, series_instance_uid: str | None = None, *, with_contrast: bool = False
@@ -95,7 +95,7 @@ class DicomArchive:
             "NumberOfSeriesRelatedInstances": "",
             **({"ContrastBolusAgent": ""} if with_contrast else {}),
         }
-        return [found_series(answer) for answer in self._find("SERIES", keys)]
+        return found_series(self._find("SERIES", keys), series_instance_uid)
 
     def instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         keys = {

@@ -22,7 +22,7 @@ from services.retrieve.found import (
     FoundStudy,
     Receiver,
     found_series,
-    found_study,
+    found_studies,
     sop_instance_uids,
     without_ct,
 )
@@ -47,12 +47,11 @@ class DicomWebArchive:
 
     def studies(self, *, modality: str, study_dates: str) -> list[FoundStudy]:
         keys = {"ModalitiesInStudy": modality, "StudyDate": study_dates, "includefield": "StudyDescription"}
-        return [found_study(answer) for answer in self._find("studies", keys)]
+        return found_studies(self._find("studies", keys))
 
     def study(self, study_instance_uid: str) -> FoundStudy | None:
         keys = {"StudyInstanceUID": study_instance_uid, "includefield": "StudyDescription"}
-        answers = self._find("studies", keys)
-        return found_study(answers[0]) if answers else None
+        return next(iter(found_studies(self._find("studies", keys), study_instance_uid)), None)
 
     def series(
         self, study_instance_uid: str, series_instance_uid: str | None = None, *, with_contrast: bool = False
@@ -61,7 +60,7 @@ class DicomWebArchive:
         keys = {"includefield": f"{attributes},ContrastBolusAgent" if with_contrast else attributes}
         if series_instance_uid is not None:
             keys["SeriesInstanceUID"] = series_instance_uid
-        return [found_series(answer) for answer in self._find(f"studies/{study_instance_uid}/series", keys)]
+        return found_series(self._find(f"studies/{study_instance_uid}/series", keys), series_instance_uid)
 
     def instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         path = f"studies/{study_instance_uid}/series/{series_instance_uid}/instances"

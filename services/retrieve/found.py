@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from imaging.errors import NodeUnavailable
 from services.dicom.headers import integer, text
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
+from services.store.study_store import is_uid
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
@@ -103,22 +104,32 @@ def other_than_ct(
         return frozenset()
 
 
-def found_study(answer: Dataset) -> FoundStudy:
-    return FoundStudy(text(answer, "StudyInstanceUID"), text(answer, "StudyDescription"))
+def found_studies(answers: Sequence[Dataset], study_instance_uid: str = "") -> list[FoundStudy]:
+    """Those that have a UID; with one given, only that one: not every node matches what it is asked for."""
+    return [
+        FoundStudy(uid, text(answer, "StudyDescription"))
+        for answer in answers
+        if is_uid(uid := text(answer, "StudyInstanceUID")) and study_instance_uid in ("", uid)
+    ]
 
 
-def found_series(answer: Dataset) -> FoundSeries:
-    return FoundSeries(
-        series_instance_uid=text(answer, "SeriesInstanceUID"),
-        modality=text(answer, "Modality"),
-        description=text(answer, "SeriesDescription"),
-        contrast_agent=text(answer, "ContrastBolusAgent"),
-        instances=integer(answer, "NumberOfSeriesRelatedInstances"),
-    )
+def found_series(answers: Sequence[Dataset], series_instance_uid: str | None = None) -> list[FoundSeries]:
+    """As `found_studies`."""
+    return [
+        FoundSeries(
+            series_instance_uid=uid,
+            modality=text(answer, "Modality"),
+            description=text(answer, "SeriesDescription"),
+            contrast_agent=text(answer, "ContrastBolusAgent"),
+            instances=integer(answer, "NumberOfSeriesRelatedInstances"),
+        )
+        for answer in answers
+        if is_uid(uid := text(answer, "SeriesInstanceUID")) and series_instance_uid in (None, uid)
+    ]
 
 
 def sop_instance_uids(answers: Sequence[Dataset]) -> frozenset[str]:
-    return frozenset(uid for answer in answers if (uid := text(answer, "SOPInstanceUID")))
+    return frozenset(uid for answer in answers if is_uid(uid := text(answer, "SOPInstanceUID")))
 
 
 def without_ct(answers: Sequence[Dataset]) -> list[Dataset]:
