@@ -102,7 +102,9 @@ class JobSummarySchema(Schema):
     priority: Priority
     source: Source
     input_kind: Literal["dicom", "nifti", "nrrd"]
-    calling_ae_title: str | None = Field(description="Who sent it by C-STORE")
+    calling_ae_title: str | None = Field(
+        description="Who sent it by C-STORE, or what it was fetched from: an AE title, or dicomweb:NAME"
+    )
     study_instance_uid: str | None
     series_instance_uid: str | None
     instance_count: int

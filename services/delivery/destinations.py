@@ -13,6 +13,7 @@ from services.delivery.hl7_message import oru_message
 from services.delivery.reported_result import ReportedResult, message_id
 from services.delivery.webhook_body import webhook_body
 from services.dicom.result_kind import ResultKind
+from services.retrieve.rules import RetrieveRule
 from services.store.jobs import Delivery, Notification
 from services.store.rows import JobRow, Source
 from services.store.study_store import relative_result_path
@@ -50,7 +51,7 @@ Objects = Annotated[tuple[ResultKind, ...], Field(min_length=1)]
 
 
 class Node(TomlTable):
-    """A DICOM node that takes C-STORE, and whether and where what it took is followed up.
+    """A DICOM node that takes C-STORE, and may be asked and fetched from.
 
     Attributes:
         commitment: it is asked to commit to keeping what it took (PS3.4 Annex J); without a report for
@@ -66,6 +67,8 @@ class Node(TomlTable):
     commitment: bool = False
     commitment_limit_s: float = Field(3600.0, gt=0)
     announce_to: tuple[AeTitle, ...] = ()
+    retrieve: Literal["c-get", "c-move"] | None = None
+    count_instances: bool = False
 
 
 class Folder(TomlTable):
@@ -88,6 +91,8 @@ class DicomWeb(TomlTable):
     token_file: Path | None = None
     username: str | None = Field(None, min_length=1)
     password_file: Path | None = None
+    retrieve: bool = False
+    count_instances: bool = False
 
     @model_validator(mode="after")
     def _one_kind_of_credentials(self) -> DicomWeb:
@@ -161,6 +166,7 @@ class Destinations(TomlTable):
     webhooks: tuple[Webhook, ...] = ()
     hl7: tuple[Hl7, ...] = ()
     routes: tuple[Route, ...] = ()
+    retrieve: tuple[RetrieveRule, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique_and_known(self) -> Destinations:
@@ -173,6 +179,17 @@ class Destinations(TomlTable):
         for node in self.nodes:
             if unknown := {NODE + told for told in node.announce_to} - set(names):
                 raise ValueError(f"{node.ae_title} is announced to {', '.join(sorted(unknown))}, which is not listed")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_fetch_from_known_nodes(self) -> Destinations:
+        if len({rule.name for rule in self.retrieve}) < len(self.retrieve):
+            raise ValueError("two rules to retrieve have the same name")
+        for rule in self.retrieve:
+            if rule.node not in self.retrieved_from():
+                raise ValueError(
+                    f"the rule {rule.name} retrieves from {rule.node}, which is not listed with `retrieve`"
+                )
         return self
 
     def deliveries_for(self, job: JobRow, written: ResultFiles) -> list[Delivery | Notification]:
@@ -212,7 +229,9 @@ class Destinations(TomlTable):
     def destinations_of(self, job: JobRow) -> list[str]:
         """Where the job's results go, as written into the outbox: "node:AE_TITLE", "folder:NAME" and so on."""
         route = next((route for route in self.routes if route.fits(job)), _BACK_TO_WHERE_IT_CAME_FROM)
-        origin = NODE + job.calling_ae_title.strip() if job.calling_ae_title else None
+        origin = (job.calling_ae_title or "").strip() or None
+        if origin is not None and not origin.startswith(DICOMWEB):
+            origin = NODE + origin
         named = [origin if target == ORIGIN else target for target in route.to]
         return list(dict.fromkeys(destination for destination in named if destination is not None))
 
@@ -227,6 +246,16 @@ class Destinations(TomlTable):
 
     def node(self, ae_title: str) -> Node | None:
         return next((node for node in self.nodes if node.ae_title == ae_title), None)
+
+    def retrieved_from(self) -> list[str]:
+        """What can be fetched from: the AE titles of nodes, and "dicomweb:NAME"."""
+        return [
+            *(node.ae_title for node in self.nodes if node.retrieve is not None),
+            *(DICOMWEB + service.name for service in self.dicomweb if service.retrieve),
+        ]
+
+    def retrieve_rule(self, name: str) -> RetrieveRule | None:
+        return next((rule for rule in self.retrieve if rule.name == name), None)
 
     def dicomweb_service(self, name: str) -> DicomWeb | None:
         return next((service for service in self.dicomweb if service.name == name), None)

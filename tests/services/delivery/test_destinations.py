@@ -64,6 +64,12 @@ to = ["folder:research", "origin"]
     assert loaded.destinations_of(job(calling_ae_title="CT2")) == ["node:CT2"]
 
 
+def test_what_was_fetched_from_a_dicomweb_service_goes_back_to_it(tmp_path: Path) -> None:
+    loaded = destinations(tmp_path, '[[dicomweb]]\nname = "VNA"\nurl = "http://h/dicom-web"\nretrieve = true\n')
+    assert loaded.retrieved_from() == ["dicomweb:VNA"]
+    assert loaded.destinations_of(job(calling_ae_title="dicomweb:VNA")) == ["dicomweb:VNA"]
+
+
 def written(directory: Path, *kinds: ResultKind) -> ResultFiles:
     objects = {kind: (SopInstance("1.2", f"1.2.{kind}", "1", "1", directory / f"{kind}.dcm"),) for kind in kinds}
     findings = Findings(Outcome.NOT_ANALYSABLE, reasons=(Reason("input.empty", "nothing"),))

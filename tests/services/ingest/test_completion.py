@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from imaging.errors import ConfigurationError
-from services.embedded_redis import free_port
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
+from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher, completion_reason
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.listener import run_listener
@@ -22,11 +19,10 @@ from services.ingest.series_selection import SelectionRule
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
+from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
-from tests.services.ingest.peers import Receiving, association, ct_series, jobs_of, push, wait_until
-
-ROOT = Path(__file__).parents[3]
+from tests.services.ingest.peers import ListenerProcess, Receiving, association, ct_series, jobs_of, push, wait_until
 
 
 def reason(**changed: object) -> str | None:
@@ -226,7 +222,9 @@ class TestWatcher:
     ) -> Iterator[tuple[ArrivingSeriesRegister, JobStore, CompletionWatcher]]:
         store, jobs, queue = StudyStore(settings.data_dir), JobStore(database), TaskQueue(settings.redis_url)
         register = ArrivingSeriesRegister(store, jobs)
-        yield register, jobs, CompletionWatcher(register, store, jobs, queue, IntakeRules(), series_quiet_s=0.0)
+        completeness = Completeness(settings, store, RetrievalStore(database))
+        watcher = CompletionWatcher(register, store, jobs, queue, IntakeRules(), completeness, series_quiet_s=0.0)
+        yield register, jobs, watcher
         queue.close()
 
     def test_a_job_of_which_no_file_came_is_dropped_quietly(self, parts) -> None:  # type: ignore[no-untyped-def]
@@ -276,36 +274,6 @@ class TestWatcher:
         watcher.start()
         wait_until(lambda: jobs.get(job.id).state == "cancelled")
         watcher.stop()
-
-
-class ListenerProcess:
-    """`run_listener` in a process of its own, to be killed."""
-
-    def __init__(self, settings: Settings, directory: Path) -> None:
-        (directory / "intake.toml").write_text("min_slices = 2\n")
-        self.port = free_port()
-        environment = {
-            **os.environ,
-            "EMBOLENS_DATA_DIR": str(settings.data_dir),
-            "EMBOLENS_REDIS_URL": settings.redis_url,
-            "EMBOLENS_DICOM_PORT": str(self.port),
-            "EMBOLENS_SERIES_QUIET_S": "1.5",
-            "EMBOLENS_INTAKE_RULES": str(directory / "intake.toml"),
-        }
-        code = "from services.ingest.listener import *; from services.settings import *; run_listener(Settings())"
-        self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if b"ready" in line:
-                break
-        assert self.process.poll() is None
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=20)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
 
 
 @pytest.mark.parametrize("after", [1, 17])
