@@ -17,12 +17,14 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
 
+from services.delivery.storage_commitment import CommitmentReports
 from services.embedded_redis import free_port
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobFilter, JobStore
+from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.rows import JobRow
 from services.store.study_store import StudyStore
@@ -109,7 +111,8 @@ class Receiving:
         self.store = StudyStore(settings.data_dir)
         self.jobs = JobStore(database)
         self.queue = TaskQueue(settings.redis_url)
-        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, RetrievalStore(database))
+        reports, retrievals = CommitmentReports(Outbox(database), settings), RetrievalStore(database)
+        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, retrievals, reports)
         self.listener.start()
 
     @property
