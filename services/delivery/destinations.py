@@ -51,12 +51,13 @@ Objects = Annotated[tuple[ResultKind, ...], Field(min_length=1)]
 
 
 class Node(TomlTable):
-    """A DICOM node that takes C-STORE, and may be asked and fetched from.
+    """A DICOM node that takes C-STORE, whether and where what it took is followed up, and how it is fetched from.
 
     Attributes:
         commitment: it is asked to commit to keeping what it took (PS3.4 Annex J); without a report for
             `commitment_limit_s` it is asked again.
         announce_to: nodes that are told once it has a job's objects (PS3.4 Annex R).
+        count_instances: it is asked how many instances a series has that it sent (C-FIND).
     """
 
     ae_title: AeTitle
@@ -64,11 +65,11 @@ class Node(TomlTable):
     port: int = Field(ge=1, le=65535)
     tls: bool = False
     objects: Objects = DEFAULT_OBJECTS
+    retrieve: Literal["c-get", "c-move"] | None = None
+    count_instances: bool = False
     commitment: bool = False
     commitment_limit_s: float = Field(3600.0, gt=0)
     announce_to: tuple[AeTitle, ...] = ()
-    retrieve: Literal["c-get", "c-move"] | None = None
-    count_instances: bool = False
 
 
 class Folder(TomlTable):

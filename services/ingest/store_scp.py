@@ -83,8 +83,8 @@ class Listener:
         jobs: JobStore,
         queue: TaskQueue,
         rules: IntakeRules,
-        reports: CommitmentReports,
         retrievals: RetrievalStore,
+        reports: CommitmentReports,
     ) -> None:
         self._settings = settings
         self._store = store

@@ -111,8 +111,8 @@ class Receiving:
         self.store = StudyStore(settings.data_dir)
         self.jobs = JobStore(database)
         self.queue = TaskQueue(settings.redis_url)
-        reports = CommitmentReports(Outbox(database), settings)
-        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, reports, RetrievalStore(database))
+        reports, retrievals = CommitmentReports(Outbox(database), settings), RetrievalStore(database)
+        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, retrievals, reports)
         self.listener.start()
 
     @property
