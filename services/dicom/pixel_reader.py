@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
+from services.dicom.dicom_file import opened_dicom
 from services.dicom.headers import MALFORMED, integer, number, text
 from services.dicom.image_plane import ImagePlane
 
@@ -48,7 +49,12 @@ def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
     """
     try:
         stored = _stored_values(plane)
-    except (*MALFORMED, RuntimeError, OSError) as error:
+    except (
+        *MALFORMED,
+        RuntimeError,
+        OSError,
+        ImportError,
+    ) as error:  # the last: SimpleITK, where only headers are read
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _unreadable(plane, f"{type(error).__name__}: {error}") from error
@@ -69,9 +75,11 @@ def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
 def _stored_values(plane: ImagePlane) -> NDArray[Any]:
     """Stored values (row, column) of a plane."""
     if plane.frame_index is not None:
-        stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
+        with opened_dicom(plane.path) as file:
+            stored = pixel_array(file, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
         return _as_meant(stored, plane.header, plane.path)
-    dataset = dcmread(plane.path, force=True)
+    with opened_dicom(plane.path) as file:
+        dataset = dcmread(file, force=True)
     if _transfer_syntax_uid(dataset) in DECODED_BY_SIMPLEITK:
         return _decoded_by_simpleitk(plane.path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
