@@ -25,6 +25,7 @@ from imaging.geometry import laid_onto
 from imaging.sheared_stack import ShearedStack
 from imaging.volume import Affine
 from services.dicom import reason_codes
+from services.dicom.decoder_process import decoded
 from services.dicom.dicom_file import opened_dicom
 from services.dicom.headers import MALFORMED, first_item, integer, is_directory, items, read_header, text
 from services.dicom.image_plane import ImagePlane, frame_planes
@@ -173,26 +174,30 @@ def _segment_number(header: Dataset, index: int) -> int:
 
 def _frames_of(path: Path, count: int, rows: int, columns: int) -> Iterator[NDArray[Any]]:
     """Stored values (row, column), frame by frame; exactly as many as are placed."""
-    decoded = 0
+    read = 0
     try:
         with opened_dicom(path) as file:
             dataset = dcmread(file, force=True)
-        is_packed = integer(dataset, "BitsAllocated") == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        stored = _unpacked_bits(dataset, rows * columns) if is_packed else iter_pixels(dataset)
-        for pixels in islice(stored, count):
-            decoded += 1
-            if is_packed:
-                pixels = pixels.reshape(rows, columns)
+        for pixels in islice(_stored_frames(path, dataset, count, (rows, columns)), count):
+            read += 1
             if pixels.shape != (rows, columns):
                 raise ValueError(f"decoded to {pixels.shape}, announced {(rows, columns)}")
             yield pixels
-        if decoded != count:
-            raise ValueError(f"{decoded} of {count} frames")
+        if read != count:
+            raise ValueError(f"{read} of {count} frames")
     except (*MALFORMED, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"cannot read {path.name}: {error.strerror}", code="input.unreadable") from error
         message = f"pixel data of {path.name} cannot be read: {type(error).__name__}"
         raise NotAnalysable([Reason(reason_codes.PIXELS_UNREADABLE, message)]) from error
+
+
+def _stored_frames(path: Path, dataset: Dataset, count: int, shape: tuple[int, int]) -> Iterator[NDArray[Any]]:
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return (decoded(path, index) for index in range(count))
+    if integer(dataset, "BitsAllocated") == 1:
+        return (bits.reshape(shape) for bits in _unpacked_bits(dataset, shape[0] * shape[1]))
+    return iter_pixels(dataset)
 
 
 def _unpacked_bits(dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
