@@ -1,12 +1,15 @@
 # Everything a newcomer needs: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint image-test lock openapi peers
+.PHONY: help setup demo test lint image-test lock openapi peers fuzz
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Options for `embolens demo`, e.g. make demo DEMO="--pacs ORTHANC@10.0.0.5:4242"
 DEMO ?=
+# Time and options for fuzzing, e.g. make fuzz FUZZ_SECONDS=3600 FUZZ="--seed 7 --kind seg"
+FUZZ_SECONDS ?= 600
+FUZZ ?=
 # Options for pytest, e.g. make test PYTEST="tests/end_to_end -s"
 PYTEST ?=
 
@@ -35,6 +38,9 @@ peers: ## Install what the tests talk to: Redis, Orthanc, dcmtk, dicom3tools, Po
 
 test: $(VENV)/.dev peers lint ## All tests, with real peers
 	@sh deploy/run-tests.sh $(PYTEST)
+
+fuzz: $(VENV)/.dev ## Damaged files against every reader for FUZZ_SECONDS; findings are kept in .fuzzing
+	@$(BIN)/python -m tests.fuzzing.fuzzer --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

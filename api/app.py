@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
+    conversion_routes,
     event_routes,
     health_routes,
     page_routes,
@@ -32,6 +33,7 @@ _TAGS = [
     {"name": "segment", "description": "Studies and their jobs, however they came in"},
     {"name": "results", "description": "What came out"},
     {"name": "retrieve", "description": "Studies fetched from configured nodes"},
+    {"name": "convert", "description": "Files into files, without a job"},
     {"name": "health", "description": "For load balancers and orchestrators"},
 ]
 
@@ -64,6 +66,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         event_routes,
         result_routes,
         retrieve_routes,
+        conversion_routes,
         health_routes,
         page_routes,
     ):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Self
 
+import anyio
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
@@ -25,6 +26,7 @@ class Gateway:
     """The open resources of this process.
 
     `is_stopping` tells long answers (events, `?wait=`) that the server is about to end.
+    `conversions` counts those that may run at once.
     """
 
     settings: Settings
@@ -36,7 +38,11 @@ class Gateway:
     queue: TaskQueue
     rules: IntakeRules
     is_stopping: Callable[[], bool] = lambda: False
+    conversions: anyio.Semaphore = field(init=False)
     _keys_in_use: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.conversions = anyio.Semaphore(self.settings.convert_at_once)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:

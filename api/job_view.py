@@ -121,13 +121,16 @@ def _summary(job: JobRow, queue_position: int | None) -> dict[str, Any]:
 def _links(job: JobRow) -> LinksSchema:
     path = job_path(job.id)
     with_result = has_result(job)
+    has_report = (with_result or has_refusal(job)) and job.input_kind == "dicom"
     has_findings = with_result or job.state == JobState.NOT_ANALYSABLE
     return LinksSchema(
         itself=path,
         events=f"{path}/events",
         findings=f"{path}/findings" if has_findings else None,
         seg=f"{path}/seg.dcm" if with_result and job.input_kind == "dicom" else None,
-        sr=f"{path}/sr.dcm" if (with_result or has_refusal(job)) and job.input_kind == "dicom" else None,
+        sr=f"{path}/sr.dcm" if has_report else None,
+        report=f"{path}/report.pdf" if has_report else None,
+        key_images=f"{path}/key-images.zip" if has_report else None,
         mask=f"{path}/mask.nii.gz" if with_result else None,
         artery=f"{path}/artery.nii.gz" if with_result else None,
         preview=f"{path}/preview.png" if with_result else None,

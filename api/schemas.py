@@ -86,6 +86,8 @@ class LinksSchema(Schema):
     findings: str | None
     seg: str | None
     sr: str | None
+    report: str | None
+    key_images: str | None
     mask: str | None
     artery: str | None
     preview: str | None

@@ -20,7 +20,7 @@ from api.problem_responses import problem_responses
 from api.schemas import JobSchema
 from api.upload_stream import RAW_MEDIA_TYPES, ReceivedUpload, receive_upload
 from imaging.errors import InputError, NotFound
-from services.ingest.upload import inspect_upload, is_zip, unpack_zip
+from services.ingest.upload import inspect_upload, unpack_uploads
 from services.store.rows import JobRow, Priority
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,9 @@ def _take_in(
         earlier = gateway.jobs.by_idempotency_key(idempotency_key, received.content_digest)
         if earlier is not None:
             return earlier
-    contents = inspect_upload(_unpacked(gateway, arriving, received.files), gateway.rules.selection)
+    limits = gateway.settings
+    files = unpack_uploads(received.files, max_bytes=limits.unpacked_max_bytes, max_files=limits.upload_max_files)
+    contents = inspect_upload(files, gateway.rules.selection)
     _keep_only(arriving, contents.files)
     job_id = str(uuid.uuid4())
     final = gateway.store.upload_directory(job_id)
@@ -171,24 +173,6 @@ def _remove_unless_recorded(gateway: Gateway, job_id: str) -> None:
         gateway.store.remove_job(job_id)
     except SQLAlchemyError:
         log.warning("job %s: its files are kept, since the database does not say whether it has the job", job_id)
-
-
-def _unpacked(gateway: Gateway, arriving: Path, files: tuple[Path, ...]) -> list[Path]:
-    """The files, each zip replaced by what it holds. The limits are those of the whole upload."""
-    archives: list[Path] = []
-    unpacked: list[Path] = []
-    for file in files:
-        (archives if is_zip(file) else unpacked).append(file)
-    left_bytes = gateway.settings.unpacked_max_bytes
-    for archive in archives:
-        into = arriving / f"{archive.name}.unpacked"
-        into.mkdir()
-        left_files = gateway.settings.upload_max_files - len(unpacked)
-        members = unpack_zip(archive, into, max_bytes=left_bytes, max_files=left_files)
-        left_bytes -= sum(member.stat().st_size for member in members)
-        unpacked += members
-        archive.unlink()
-    return unpacked
 
 
 def _keep_only(directory: Path, files: tuple[Path, ...]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from imaging.errors import InputError, NotAnalysable, Reason
 
 _RESULT_FILES = (
     *("findings.json", "mask.nii.gz", "artery.nii.gz", "preview.png"),
@@ -33,23 +36,32 @@ def segment(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Find emboli in one CT pulmonary angiogram. Exit code 3: the input is not analysable."""
-    from imaging.errors import InputError, NotAnalysable, Reason
-
     output.mkdir(parents=True, exist_ok=True)
-    try:
-        findings = _segment(path, output, min_score, package, mode, device)
-    except NotAnalysable as refusal:
-        _write_not_analysable(output, refusal.reasons)
-        raise
-    except InputError as error:
-        _write_not_analysable(output, (Reason(error.code, error.message),))
-        raise
+    asked = _Asked(package, min_score, mode)
+    with ExitStack() as unpacked:
+        files: list[Path] = []
+        try:
+            files = unpacked.enter_context(files_of(path))
+            findings = _segment(files, output, asked, device)
+        except NotAnalysable as refusal:
+            _write_not_analysable(output, refusal.reasons, files, asked)
+            raise
+        except InputError as error:
+            _write_not_analysable(output, (Reason(error.code, error.message),), files, asked)
+            raise
     _print_table(findings, output)
 
 
-def _segment(
-    path: Path, output: Path, min_score: float | None, package: Path | None, mode: str, device: str
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the identity of a result depends on, beside the input."""
+
+    package: Path | None
+    min_score: float | None
+    mode: str
+
+
+def _segment(files: Sequence[Path], output: Path, asked: _Asked, device: str) -> dict[str, Any]:
     from cli.stage_bars import StageBars
     from services.dicom.input_reader import read_input
     from services.dicom.result_files import write_results
@@ -58,22 +70,25 @@ def _segment(
     from services.settings import settings
 
     with StageBars() as bars:
-        with files_of(path) as files:
-            contents = inspect_upload(files, IntakeRules.load(settings().intake_rules).selection)
-            source = read_input(contents.files, on_progress=partial(bars, "load"))
+        contents = inspect_upload(files, IntakeRules.load(settings().intake_rules).selection)
+        source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
         from models.cascade_options import CascadeOptions, Mode
         from worker.result_identity import identify_result
 
-        chosen = package or settings().resolved_package_dir
-        cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=Mode(mode)))
-        result = cascade.segment(source.volume, on_progress=bars, min_score=min_score)
+        chosen = asked.package or settings().resolved_package_dir
+        cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=Mode(asked.mode)))
+        result = cascade.segment(source.volume, on_progress=bars, min_score=asked.min_score)
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)
         _remove_earlier_result(output)
         seg_options = settings().seg_options
         identity = identify_result(
-            cascade.package, source.content_digest(), min_score=min_score, mode=mode, seg_options=seg_options
+            cascade.package,
+            source.content_digest(),
+            min_score=asked.min_score,
+            mode=asked.mode,
+            seg_options=seg_options,
         )
         written = write_results(source, result, output, identity, seg_options)
         bars("write", 1.0)
@@ -100,13 +115,25 @@ def files_of(path: Path) -> Iterator[list[Path]]:
         yield [path]
 
 
-def _write_not_analysable(output: Path, reasons: Any) -> None:
+def _write_not_analysable(output: Path, reasons: tuple[Reason, ...], files: Sequence[Path], asked: _Asked) -> None:
+    """Findings and, of DICOM images, the objects that a worker writes of such an ending."""
     from imaging.findings import Findings, Outcome
-    from services.version import VERSION
+    from models.packages import default_package_directory, load_package
+    from services.dicom.result_files import write_not_analysable
+    from services.settings import settings
+    from worker.result_identity import identify_result
 
+    package = load_package(asked.package or settings().resolved_package_dir or default_package_directory())
+    names_and_sizes = "\n".join(sorted(f"{file.name}:{file.stat().st_size}" for file in files))
+    identity = identify_result(
+        package,
+        hashlib.sha256(names_and_sizes.encode()).hexdigest(),
+        min_score=asked.min_score,
+        mode=asked.mode,
+        seg_options=settings().seg_options,
+    )
     _remove_earlier_result(output)
-    findings = Findings(Outcome.NOT_ANALYSABLE, reasons=tuple(reasons), provenance={"software_version": VERSION})
-    (output / "findings.json").write_text(json.dumps(findings.to_dict(), indent=2) + "\n")
+    write_not_analysable(Findings(Outcome.NOT_ANALYSABLE, reasons=reasons), output, identity, files)
 
 
 def _remove_earlier_result(output: Path) -> None:

@@ -8,13 +8,13 @@ resampling is three small matrix products, one per axis, and back again the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.volume import CtVolume
+from imaging.volume import Affine, CtVolume
 
 Weights = NDArray[np.float32]
 
@@ -50,6 +50,59 @@ def to_canonical(volume: CtVolume) -> tuple[CtVolume, AxisOrder]:
         affine[:3, 3] += affine[:3, axis] * (volume.hu.shape[axes[axis]] - 1)
         affine[:3, axis] *= -1
     return CtVolume(order.apply(volume.hu), affine), order
+
+
+# Voxels of two grids are the same where none lies further from its counterpart than this part of itself.
+SAME_VOXEL = 0.1
+
+
+def laid_onto(
+    labels: NDArray[Any], affine_lps: Affine, volume: CtVolume, *, may_be_part: bool = False
+) -> NDArray[Any] | None:
+    """Labels of another grid (affine (z, y, x) -> LPS) as an array of the volume's, or None where voxels do not agree.
+
+    Axes are permuted and flipped, nothing is interpolated.
+
+    Args:
+        may_be_part: whether the labels may lie on a part of the volume's grid, or beyond it where they are 0.
+    """
+    to_volume = np.linalg.inv(volume.affine_lps) @ affine_lps
+    turn = np.rint(to_volume[:3, :3]).astype(int)
+    axes = np.abs(turn).argmax(axis=0)  # of the volume, by axis of the labels
+    if sorted(axes) != [0, 1, 2] or np.abs(turn).sum() != 3:
+        return None
+    corners = np.array(list(product(*((0, n - 1) for n in labels.shape))))
+    found = corners @ to_volume[:3, :3].T + to_volume[:3, 3]
+    first = np.rint(to_volume[:3, 3]).astype(int)
+    expected = corners @ turn.T + first
+    if np.abs(found - expected).max() > SAME_VOXEL:
+        return None
+    turned = np.flip(labels.transpose(np.argsort(axes)), tuple(axis for axis in range(3) if turn[axis].sum() < 0))
+    start, stop = expected.min(axis=0), expected.max(axis=0) + 1
+    if not may_be_part:
+        return turned if turned.shape == volume.shape_zyx and not start.any() else None
+    inside = [slice(max(0, a), min(n, b)) for a, b, n in zip(start, stop, volume.shape_zyx, strict=True)]
+    if any(part.start >= part.stop for part in inside):
+        return None if labels.any() else np.zeros(volume.shape_zyx, dtype=labels.dtype)
+    shown = turned[tuple(slice(part.start - a, part.stop - a) for part, a in zip(inside, start, strict=True))]
+    if np.count_nonzero(shown) != np.count_nonzero(labels):
+        return None
+    whole = np.zeros(volume.shape_zyx, dtype=labels.dtype)
+    whole[tuple(inside)] = shown
+    return whole
+
+
+def nearest_onto(labels: NDArray[Any], affine_lps: Affine, volume: CtVolume) -> NDArray[Any]:
+    """Labels of another grid on the volume's, each voxel from the nearest one; 0 outside."""
+    to_labels = np.linalg.inv(affine_lps) @ volume.affine_lps
+    slices, rows, columns = volume.shape_zyx
+    in_plane = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1) @ to_labels[:3, 1:3].T
+    nearest = np.zeros(volume.shape_zyx, dtype=labels.dtype)
+    for z in range(slices):
+        index = np.rint(in_plane + (to_labels[:3, 0] * z + to_labels[:3, 3])).astype(int)
+        inside = np.all((index >= 0) & (index < labels.shape), axis=-1)
+        nearest[z][inside] = labels[tuple(index[inside].T)]
+    return nearest
 
 
 @dataclass(frozen=True, slots=True)

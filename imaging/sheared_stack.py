@@ -88,3 +88,12 @@ class ShearedStack:
                 for plane, (row, column) in zip(labels, starts, strict=True)
             ]
         )
+
+    def onto_grid(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Labels on the slices as acquired -> on the orthogonal grid: what `on_slices` takes back unchanged."""
+        grid = np.zeros(self.grid_shape_zyx, dtype=labels.dtype)
+        _, rows, columns = self.shape_zyx
+        starts = np.rint(self.offsets_px).astype(int)
+        for plane, acquired, (row, column) in zip(grid, labels, starts, strict=True):
+            plane[row : row + rows, column : column + columns] = acquired
+        return grid

@@ -38,8 +38,9 @@ from imaging.errors import EmbolensError, Reason
 from imaging.findings import Findings, Outcome
 from imaging.geometry import Box, WorkingGrid, cropped, to_canonical
 from imaging.lesions import LesionThresholds, find_lesions
+from imaging.motion import largest_step_mm
 from imaging.result import SegmentationResult
-from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid
+from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid, check_motion
 from imaging.vessel_tree import vessel_tree
 from imaging.volume import CtVolume, Mask, Probability
 from imaging.windows import aanet_input, unet_channel_stack
@@ -162,6 +163,7 @@ class Cascade:
         with _stage("roi", seconds, report) as progress:
             region = self._region(canonical, progress)
             warnings = check_coverage(region.lung_extent_zyx_mm, self._limits)
+            warnings += check_motion(largest_step_mm(canonical), self._limits)
             grid = WorkingGrid.over(canonical, region.box, self._spacing_mm)
             scan = _Scan(canonical, region, grid, grid.resample(canonical.hu), warnings)
         with _stage("unet", seconds, report) as progress:

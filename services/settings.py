@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     upload_max_bytes: int = Field(5 * GIB, description="Largest upload")
     unpacked_max_bytes: int = Field(8 * GIB, description="Largest sum of what an archive unpacks to")
     upload_max_files: int = Field(20_000, description="Most files in one upload")
+    convert_at_once: int = Field(2, description="Conversions (`POST /convert`) at once; more wait")
+    convert_memory_bytes: int = Field(12 * GIB, description="Most address space of one conversion")
+    convert_timeout_s: float = Field(600.0, description="A conversion is ended after this")
 
     ae_title: str = Field("EMBOLENS", description="Our AE title, as acceptor and as requestor")
     dicom_host: str = Field("127.0.0.1", description="Address the listener binds to")

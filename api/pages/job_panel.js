@@ -121,7 +121,7 @@ function reasons(job) {
 }
 
 function files(job) {
-  const named = { seg: "DICOM SEG", sr: "DICOM SR", mask: "Emboli (NIfTI)", artery: "Artery (NIfTI)", findings: "Findings (JSON)" };
+  const named = { seg: "DICOM SEG", sr: "DICOM SR", report: "Report (PDF)", key_images: "Key images (zip)", mask: "Emboli (NIfTI)", artery: "Artery (NIfTI)", findings: "Findings (JSON)" };
   const links = Object.entries(named)
     .filter(([name]) => job.links[name])
     .map(([name, text]) => element("a", { class: "file", href: job.links[name], download: name === "findings" ? `${job.id}_findings.json` : true }, text));

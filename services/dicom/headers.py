@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom.config
@@ -20,6 +21,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from imaging.errors import InputError
+from services.dicom.dicom_file import opened_dicom
 
 # What is read here is checked here, value by value; pydicom's warnings would put patients' names into the logs.
 # For the process and not around each call, since warning filters are no thread's own.
@@ -52,9 +54,10 @@ def read_header(path: Path, *, keywords: Sequence[str] | None = None) -> Dataset
         InputError: `input.unreadable` where the file system refuses; `input.not_dicom` where there is no SOP class.
     """
     try:
-        header = dcmread(
-            path, stop_before_pixels=True, force=True, specific_tags=None if keywords is None else list(keywords)
-        )
+        with opened_dicom(path) as file:
+            header = dcmread(
+                file, stop_before_pixels=True, force=True, specific_tags=None if keywords is None else list(keywords)
+            )
     except OSError as error:
         if error.errno is None:  # raised by pydicom about the content, not by the file system
             raise _not_dicom(path) from error
@@ -83,7 +86,7 @@ def is_directory(header: Dataset) -> bool:
 def text(header: Dataset, keyword: str) -> str:
     """The attribute as stripped text, several values joined by backslash; empty where absent or malformed."""
     try:
-        value = header.get(keyword)
+        value = _parsed(header, keyword)
         if value is None:
             return ""
         if isinstance(value, str) or not hasattr(value, "__iter__"):
@@ -91,6 +94,14 @@ def text(header: Dataset, keyword: str) -> str:
         return "\\".join(str(item) for item in value).strip()
     except MALFORMED:
         return ""
+
+
+def _parsed(header: Dataset, keyword: str) -> Any:
+    """The attribute's value, or None. pydicom parses it here, and says OSError where bytes in memory end early."""
+    try:
+        return header.get(keyword)
+    except OSError as error:
+        raise ValueError(f"{keyword} is malformed") from error
 
 
 def number(header: Dataset, keyword: str) -> float | None:
@@ -107,7 +118,7 @@ def integer(header: Dataset, keyword: str) -> int | None:
 def numbers(header: Dataset, keyword: str, count: int) -> NDArray[np.float64] | None:
     """The attribute as exactly `count` finite numbers, or None."""
     try:
-        value = header.get(keyword)
+        value = _parsed(header, keyword)
         if value is None or isinstance(value, bytes):
             return None
         values = np.atleast_1d(np.asarray(value, dtype=np.float64))
@@ -116,11 +127,22 @@ def numbers(header: Dataset, keyword: str, count: int) -> NDArray[np.float64] | 
     return values if values.shape == (count,) and bool(np.all(np.isfinite(values))) else None
 
 
+def items(header: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none where it is absent.
+
+    Raises:
+        ValueError or another of `MALFORMED`: it is no sequence, or cannot be read.
+    """
+    found = list(_parsed(header, keyword) or [])
+    if not all(isinstance(item, Dataset) for item in found):
+        raise ValueError(f"{keyword} is no sequence")
+    return found
+
+
 def first_item(header: Dataset, keyword: str) -> Dataset | None:
     """The first item of a sequence, or None."""
     try:
-        sequence = header.get(keyword)
-        return sequence[0] if sequence else None
+        return next(iter(items(header, keyword)), None)
     except MALFORMED:
         return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from services.dicom.headers import MALFORMED, first_item, integer, number, text
+from services.dicom.headers import MALFORMED, first_item, integer, items, number, text
 
 HU_UNIT = "[hnsf'U]"  # UCUM
 # RescaleType (PS3.3 C.11.1.1.2): HU where absent (C.8.2.1.1.4); US is "unspecified", which some scanners write for HU.
@@ -64,9 +64,17 @@ def _written(macros: Sequence[Dataset], keyword: str) -> str:
     for macro in macros:
         if found := text(macro, keyword):
             return found
-        if keyword in macro and bytes(getattr(macro.get_item(keyword), "value", None) or b"").strip(b" \0"):
+        if keyword in macro and _has_bytes(macro, keyword):
             return "malformed"
     return ""
+
+
+def _has_bytes(macro: Dataset, keyword: str) -> bool:
+    """Whether something is written there, though it gave no text."""
+    try:
+        return bool(bytes(getattr(macro.get_item(keyword), "value", None) or b"").strip(b" \0"))
+    except (*MALFORMED, OSError):
+        return True
 
 
 def _real_world_values(groups: Sequence[Dataset]) -> dict[str, Rescale]:
@@ -74,7 +82,7 @@ def _real_world_values(groups: Sequence[Dataset]) -> dict[str, Rescale]:
     found: dict[str, Rescale] = {}
     for group in groups:
         try:
-            maps = list(group.get("RealWorldValueMappingSequence") or [])
+            maps = items(group, "RealWorldValueMappingSequence")
         except MALFORMED:
             continue
         for item in maps:

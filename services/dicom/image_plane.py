@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
-from services.dicom.headers import MALFORMED, first_item, integer, numbers, text
+from services.dicom.headers import MALFORMED, first_item, integer, items, numbers, text
 from services.dicom.hounsfield import Rescale, rescale_of
 from services.dicom.storage import MULTI_FRAME_CT_SOP_CLASSES
 
@@ -83,11 +83,7 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
         InputError: `input.no_image` for impossible rows or columns, `input.invalid` for impossible frames or no UID.
         NotAnalysable: frames of an old multi-frame object, which have no position of their own.
     """
-    rows, columns = integer(header, "Rows"), integer(header, "Columns")
-    if not rows or not columns or rows < 0 or columns < 0:
-        raise InputError(f"{path.name} has no image: rows {rows}, columns {columns}", code="input.no_image")
-    if not text(header, "SOPInstanceUID"):
-        raise InputError(f"{path.name} has no SOP Instance UID: no result could refer to it")
+    rows, columns = _rows_and_columns(path, header)
     if not is_multi_frame(header):
         # Old secondary captures of several frames carry no position per frame: nothing can be measured in them.
         if (integer(header, "NumberOfFrames") or 1) > 1:
@@ -95,8 +91,18 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
                 [Reason(reason_codes.NO_GEOMETRY, f"{path.name}: frames without a position of their own")]
             )
         return [_plane(path, header, None, rows, columns, [header], [])]
+    return frame_planes(path, header)
+
+
+def frame_planes(path: Path, header: Dataset) -> list[ImagePlane]:
+    """The planes of a multi-frame instance with functional groups, in frame order.
+
+    Raises:
+        InputError: as `planes_of`.
+    """
+    rows, columns = _rows_and_columns(path, header)
     try:
-        frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
+        frames = items(header, "PerFrameFunctionalGroupsSequence")
     except MALFORMED as error:
         raise InputError(f"{path.name}: the per-frame functional groups are malformed") from error
     if not frames or len(frames) != integer(header, "NumberOfFrames"):
@@ -108,6 +114,15 @@ def planes_of(path: Path, header: Dataset) -> list[ImagePlane]:
         _plane(path, header, index, rows, columns, _functional_groups(frame, shared), [frame, shared])
         for index, frame in enumerate(frames)
     ]
+
+
+def _rows_and_columns(path: Path, header: Dataset) -> tuple[int, int]:
+    rows, columns = integer(header, "Rows"), integer(header, "Columns")
+    if not rows or not columns or rows < 0 or columns < 0:
+        raise InputError(f"{path.name} has no image: rows {rows}, columns {columns}", code="input.no_image")
+    if not text(header, "SOPInstanceUID"):
+        raise InputError(f"{path.name} has no SOP Instance UID: no result could refer to it")
+    return rows, columns
 
 
 def _functional_groups(frame: Dataset, shared: Dataset) -> list[Dataset]:

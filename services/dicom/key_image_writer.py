@@ -12,7 +12,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from imaging.findings import RESEARCH_USE_ONLY, Findings
 from services.dicom.identity import ResultIdentity
-from services.dicom.result_kind import ResultKind
+from services.dicom.result_kind import KEY_IMAGE_STEM, ResultKind
 from services.dicom.result_object import SopInstance, plain_object, save_whole
 from services.dicom.sop_reference import reference_to
 
@@ -35,7 +35,7 @@ def write_key_images(
         save_whole(
             _key_image(picture, shown, source, findings, identity, number),
             source,
-            directory / f"key-image-{number}.dcm",
+            directory / f"{KEY_IMAGE_STEM}{number}.dcm",
         )
         for number, (picture, shown) in enumerate(pictures, start=1)
     )

@@ -178,7 +178,7 @@ def _affine_lps(header: Nifti1Header) -> tuple[NDArray[np.float64], tuple[Reason
     except (HeaderDataError, KeyError, ValueError) as error:
         raise InputError(f"the NIfTI's position cannot be read: {error}", code="geometry.affine") from error
     affine_ras[:3] *= _MM_PER_UNIT.get(unit, 1.0)
-    if header["sform_code"] and header["qform_code"] and _turned(affine_ras, header.get_qform()):
+    if header["sform_code"] and header["qform_code"] and _turned(affine_ras, _qform(header)):
         text = "sform and qform turn the image differently: sform is taken, left and right may be wrong"
         return affine_lps_of(affine_ras), (Reason(reason_codes.ORIENTATION_UNKNOWN, text),)
     if header["sform_code"] == 0 and header["qform_code"] == 0:
@@ -187,8 +187,17 @@ def _affine_lps(header: Nifti1Header) -> tuple[NDArray[np.float64], tuple[Reason
     return affine_lps_of(affine_ras), ()
 
 
+def _qform(header: Nifti1Header) -> NDArray[np.float64]:
+    """The qform; one that says nothing where it is no rotation."""
+    try:
+        return np.asarray(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return np.full((4, 4), np.nan)
+
+
 def _turned(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Whether an axis of one affine lies more than 45 degrees from that of the other."""
-    steps, others = affine[:3, :3], np.asarray(other)[:3, :3]
-    cosines = (steps * others).sum(axis=0) / np.linalg.norm(steps, axis=0) / np.linalg.norm(others, axis=0)
+    """Whether an axis of one affine lies more than 45 degrees from that of the other, or the other has none."""
+    steps, others = affine[:3, :3], other[:3, :3]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = (steps * others).sum(axis=0) / np.linalg.norm(steps, axis=0) / np.linalg.norm(others, axis=0)
     return not bool(np.all(cosines > np.sqrt(0.5)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pydicom.uid import (
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
+from services.dicom.decoder_process import decoded
+from services.dicom.dicom_file import opened_dicom
 from services.dicom.headers import MALFORMED, integer, number, text
 from services.dicom.image_plane import ImagePlane
 
@@ -31,6 +34,7 @@ INT16_MIN, INT16_MAX = -32768, 32767
 WHOLE_WITHIN_HU = 1e-3
 # HU that tissue and contrast medium have: a padding value in this range is believed only where the corners carry it.
 TISSUE_HU = (-900.0, 3071.0)
+_IMAGE_PIXEL = ("PixelRepresentation", "BitsStored", "HighBit", *range(0x60000102, 0x60200102, 0x20000))
 # 12-bit JPEG (PS3.5 A.4.1) is decoded by none of pydicom's plugins under a permissive licence; GDCM in SimpleITK can.
 DECODED_BY_SIMPLEITK = frozenset({JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
 
@@ -48,7 +52,12 @@ def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
     """
     try:
         stored = _stored_values(plane)
-    except (*MALFORMED, RuntimeError, OSError) as error:
+    except (
+        *MALFORMED,
+        RuntimeError,
+        OSError,
+        ImportError,
+    ) as error:  # the last: SimpleITK, where only headers are read
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _unreadable(plane, f"{type(error).__name__}: {error}") from error
@@ -67,16 +76,34 @@ def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
 
 
 def _stored_values(plane: ImagePlane) -> NDArray[Any]:
-    """Stored values (row, column) of a plane."""
-    if plane.frame_index is not None:
-        stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
-        return _as_meant(stored, plane.header, plane.path)
-    dataset = dcmread(plane.path, force=True)
+    """Stored values (row, column) of a plane; compressed ones are decoded in another process."""
+    syntax = text(getattr(plane.header, "file_meta", Dataset()), "TransferSyntaxUID")
+    if syntax and UID(syntax).is_transfer_syntax and UID(syntax).is_encapsulated:
+        return decoded(plane.path, plane.frame_index)
+    return stored_values(plane.path, plane.frame_index)
+
+
+def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
+    """Stored values (row, column) of a single-frame image, or of one frame."""
+    if frame_index is not None:
+        header = _image_pixel_header(path, path.stat().st_mtime_ns)
+        with opened_dicom(path) as file:
+            stored = pixel_array(file, index=frame_index, decoding_plugin=_decoder_of(header))
+        return _as_meant(stored, header, path)
+    with opened_dicom(path) as file:
+        dataset = dcmread(file, force=True)
     if _transfer_syntax_uid(dataset) in DECODED_BY_SIMPLEITK:
-        return _decoded_by_simpleitk(plane.path, dataset)
+        return _decoded_by_simpleitk(path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
-    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, plane.path)
+    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, path)
+
+
+@lru_cache(maxsize=4)
+def _image_pixel_header(path: Path, modified_at_ns: int) -> Dataset:
+    """Without the functional groups: of all frames, which are asked for one after the other, read once."""
+    with opened_dicom(path) as file:
+        return dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_IMAGE_PIXEL))
 
 
 def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:

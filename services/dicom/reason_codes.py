@@ -14,6 +14,7 @@ NO_GEOMETRY = "geometry.no_geometry"
 MIXED_ORIENTATIONS = "geometry.mixed_orientations"
 MIXED_SIZES = "geometry.mixed_sizes"
 GANTRY_TILT = "geometry.gantry_tilt"
+GRID_DIFFERS = "geometry.grid_differs"
 SHEARED = "geometry.sheared"
 MISALIGNED_SLICES = "geometry.misaligned_slices"
 UNEQUAL_SPACING = "geometry.unequal_spacing"
@@ -25,3 +26,7 @@ ORIENTATION_UNKNOWN = "geometry.orientation_unknown"  # warning
 
 PIXELS_UNREADABLE = "pixels.unreadable"
 PIXELS_NOT_HU = "pixels.not_hu"
+
+SEGMENTS_OVERLAP = "segments.overlap"
+SEGMENTS_RENUMBERED = "segments.renumbered"  # warning
+LABELS_BESIDE_SLICES = "segments.beside_slices"  # warning

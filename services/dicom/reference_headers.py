@@ -123,7 +123,7 @@ def _copy_if_valid(source: Dataset, target: Dataset, keyword: str) -> None:
         for value in values:
             validate_value(element.VR, str(value), RAISE)
         target[keyword] = element
-    except MALFORMED:  # KeyError where it is absent
+    except (*MALFORMED, OSError):  # KeyError where it is absent
         return
 
 

@@ -26,7 +26,7 @@ from services.dicom.reference_headers import reference_headers
 from services.dicom.refused_images import refused_images
 from services.dicom.report_page import report_pdf
 from services.dicom.report_writer import write_report
-from services.dicom.result_kind import ResultKind
+from services.dicom.result_kind import REPORT_FILE, ResultKind
 from services.dicom.result_object import SopInstance
 from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions
 from services.dicom.seg_writer import has_segments, write_seg
@@ -40,7 +40,6 @@ ARTERY_FILE = "artery.nii.gz"
 PREVIEW_FILE = "preview.png"
 SEG_FILE = "seg.dcm"
 SR_FILE = "sr.dcm"
-REPORT_FILE = "report.dcm"
 MOST_KEY_IMAGES = 8  # of emboli, the most probable ones; the overview comes before them
 
 

@@ -10,3 +10,8 @@ class ResultKind(StrEnum):
     SR = "sr"
     KEY_IMAGES = "key_images"
     REPORT = "report"
+
+
+# Names of files in a result's folder: one report, and key images numbered from 1.
+REPORT_FILE = "report.dcm"
+KEY_IMAGE_STEM = "key-image-"

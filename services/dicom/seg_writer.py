@@ -76,7 +76,7 @@ def write_seg(
     segmentation = _segmentation(source, headers, result, identity, options)
     if options.type is SegType.FRACTIONAL:
         _fill_in_probabilities(segmentation, source, result)
-    _make_reproducible(segmentation, identity)
+    name_dimensions(segmentation, identity.uid("seg", "dimension organization"))
     return save_whole(segmentation, headers[0], path)
 
 
@@ -98,6 +98,12 @@ def segment_numbers(result: SegmentationResult, options: SegOptions = DEFAULT_OP
     return numbers
 
 
+def on_source_planes(source: SourceSeries, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Segment numbers (z, y, x) on the planes of the source images, in the order of `reference_headers`."""
+    planes = source.on_slices(numbers)
+    return planes[np.argsort(source.frame_indices)] if source.is_multi_frame else planes
+
+
 def _segmentation(
     source: SourceSeries,
     headers: list[Dataset],
@@ -105,12 +111,9 @@ def _segmentation(
     identity: ResultIdentity,
     options: SegOptions,
 ) -> Segmentation:
-    numbers = source.on_slices(segment_numbers(result, options))
-    if source.is_multi_frame:  # planes in the order of the source's frames
-        numbers = numbers[np.argsort(source.frame_indices)]
     return Segmentation(
         source_images=headers,
-        pixel_array=numbers,
+        pixel_array=on_source_planes(source, segment_numbers(result, options)),
         segmentation_type=SegmentationTypeValues(options.type.value.upper()),
         fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
         segment_descriptions=_segment_descriptions(result.findings, identity, options),
@@ -196,9 +199,8 @@ def _segment_descriptions(
     return descriptions
 
 
-def _make_reproducible(segmentation: Segmentation, identity: ResultIdentity) -> None:
-    """Replace what highdicom took from chance."""
-    dimension_organization_uid = identity.uid("seg", "dimension organization")
+def name_dimensions(segmentation: Segmentation, dimension_organization_uid: str) -> None:
+    """Replace the UID that highdicom took from chance."""
     for sequence in (segmentation.DimensionOrganizationSequence, segmentation.DimensionIndexSequence):
         for item in sequence:
             item.DimensionOrganizationUID = dimension_organization_uid

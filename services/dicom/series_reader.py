@@ -216,15 +216,17 @@ def _are_copies(planes: Sequence[ImagePlane], others: Sequence[ImagePlane]) -> b
 
 
 def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None, *, exact: bool) -> Hu:
-    hu = np.empty((len(planes), planes[0].rows, planes[0].columns), dtype=np.int16)
+    first = read_hu(planes[0], exact=exact)  # memory for all is taken once one has the size that all announce
+    hu = np.empty((len(planes), *first.shape), dtype=np.int16)
+    hu[0] = first
 
     def decode_into(index: int) -> None:
         hu[index] = read_hu(planes[index], exact=exact)
 
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as pool:
-        futures = [pool.submit(decode_into, index) for index in range(len(planes))]
+        futures = [pool.submit(decode_into, index) for index in range(1, len(planes))]
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
+            for done, future in enumerate(as_completed(futures), start=2):
                 future.result()
                 if on_progress is not None:
                     on_progress(done / len(planes))

@@ -17,7 +17,7 @@ from services.ingest.series_selection import SelectionRule, ranked
 from services.ingest.zip_archive import unpack_zip
 from services.store.study_store import checked_uid
 
-__all__ = ["UploadContents", "inspect_upload", "is_zip", "unpack_zip"]
+__all__ = ["UploadContents", "inspect_upload", "is_zip", "unpack_uploads", "unpack_zip"]
 
 _WHAT_TO_SEND = "send DICOM files, a zip of them, one NIfTI or one NRRD"
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an archive of nothing
@@ -45,6 +45,26 @@ def is_zip(path: Path) -> bool:
     """By its first bytes."""
     with path.open("rb") as file:
         return file.read(4) in _ZIP_MAGIC
+
+
+def unpack_uploads(files: Sequence[Path], *, max_bytes: int, max_files: int) -> list[Path]:
+    """The files, each zip replaced by what it holds, unpacked beside it. The limits are those of all together.
+
+    Raises:
+        InputError / InputTooLarge / StorageFull: as `unpack_zip`.
+    """
+    archives: list[Path] = []
+    unpacked: list[Path] = []
+    for file in files:
+        (archives if is_zip(file) else unpacked).append(file)
+    for archive in archives:
+        into = archive.with_name(f"{archive.name}.unpacked")
+        into.mkdir()
+        members = unpack_zip(archive, into, max_bytes=max_bytes, max_files=max_files - len(unpacked))
+        max_bytes -= sum(member.stat().st_size for member in members)
+        unpacked += members
+        archive.unlink()
+    return unpacked
 
 
 def inspect_upload(paths: Sequence[Path], selection: Sequence[SelectionRule] = ()) -> UploadContents:

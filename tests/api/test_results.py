@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import EncapsulatedPDFStorage
 
 from imaging.errors import Reason
 from imaging.findings import Findings, Outcome
@@ -16,7 +21,7 @@ def dicom_job(gateway, make_series) -> str:
     return gateway.client.post("/segment", files=files).json()["id"]
 
 
-@pytest.mark.parametrize("name", ["findings", "seg.dcm", "sr.dcm", *FILES])
+@pytest.mark.parametrize("name", ["findings", "seg.dcm", "sr.dcm", "report.pdf", "key-images.zip", *FILES])
 def test_result_of_an_unfinished_job_is_not_there_yet(gateway, dicom_job, name):
     response = gateway.client.get(f"/segment/{dicom_job}/{name}")
     assert (response.status_code, response.json()["code"]) == (409, "not_finished")
@@ -41,6 +46,27 @@ def test_files_come_as_they_lie_and_once_per_version(gateway, dicom_job, name, m
 
     again = gateway.client.get(f"/segment/{dicom_job}/{name}", headers={"If-None-Match": response.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_report_and_key_images_come_out_of_their_dicom_objects(gateway, dicom_job):
+    gateway.finish(dicom_job, files=("key-image-1.dcm", "key-image-2.dcm"))
+    document = Dataset()
+    document.SOPClassUID = EncapsulatedPDFStorage
+    document.EncapsulatedDocumentLength = 9
+    document.EncapsulatedDocument = b"%PDF-1.7\n\0"
+    result = gateway.store.result_directory(dicom_job)
+    document.save_as(result / "report.dcm", implicit_vr=True, little_endian=True)
+
+    links = gateway.client.get(f"/segment/{dicom_job}").json()["links"]
+    page = gateway.client.get(links["report"])
+    assert (page.content, page.headers["content-type"]) == (b"%PDF-1.7\n", "application/pdf")
+    packed = gateway.client.get(links["key_images"])
+    with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        assert archive.namelist() == ["key-image-1.dcm", "key-image-2.dcm"]
+        assert archive.read("key-image-2.dcm") == b"content of key-image-2.dcm"
+    for answer in (page, packed):
+        again = gateway.client.get(answer.request.url, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
 
 
 def test_findings_are_what_the_worker_said(gateway, dicom_job):

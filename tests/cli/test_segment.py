@@ -126,4 +126,9 @@ def test_a_scan_that_the_networks_refuse_leaves_no_result_of_an_earlier_run(
     with pytest.raises(EmbolensError, match="no opacified vessel"):
         segment(tmp_path / "plain")
 
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["findings.json"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        *("findings.json", "sr.dcm", "key-image-1.dcm", "report.dcm"),
+    }
+    report = pydicom.dcmread(tmp_path / "out/sr.dcm")
+    assert (report.PatientID, report.SOPClassUID.name) == ("P2", "Comprehensive 3D SR Storage")
+    assert "contrast: none" in str(report)

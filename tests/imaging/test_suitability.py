@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imaging.errors import ConfigurationError, NotAnalysable
-from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid
+from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid, check_motion
 from imaging.volume import CtVolume
 
 LIMITS = SuitabilityLimits()
@@ -47,3 +47,9 @@ def test_partial_coverage_is_warned_of_and_hardly_any_is_refused() -> None:
 def test_a_misspelt_limit_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="min_artery_hounsfield"):
         SuitabilityLimits.from_mapping({"min_artery_hounsfield": 3})
+
+
+def test_a_jump_of_the_lungs_outline_is_warned_of() -> None:
+    assert check_motion(0.25, LIMITS) == ()
+    (warning,) = check_motion(0.62, LIMITS)
+    assert (warning.code, "jumps by 0.6 mm" in warning.text) == ("motion.breathing", True)

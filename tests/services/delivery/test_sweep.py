@@ -22,7 +22,7 @@ from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 
-SWEEP_S = 30.0
+SWEEP_S = 3.0
 
 
 @pytest.fixture

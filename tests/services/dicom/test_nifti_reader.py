@@ -14,7 +14,7 @@ from imaging.errors import InputError, InputTooLarge, NotAnalysable
 from imaging.geometry import to_canonical
 from services.dicom.label_nifti import affine_ras_of, nifti_of, save_nifti
 from services.dicom.nifti_reader import check_nifti, read_nifti
-from tests.services.dicom.made_series import REAL_DATA, counting_volume, oblique_affine
+from tests.services.dicom.made_series import REAL_DATA, axial_affine, counting_volume, oblique_affine
 
 ORIENTATIONS = sorted((REAL_DATA / "nifti_nrrd/orientations_24").glob("*.nii.gz"))
 AFFINE = np.array([[-0.7, 0, 0, 10.0], [0, -0.8, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
@@ -243,3 +243,16 @@ def test_a_tilted_head_as_nifti_is_resampled() -> None:
     assert (
         source.nifti_image(labels).shape == nibabel.load(REAL_DATA / "nifti_nrrd/CT_head_sheared_affine.nii.gz").shape
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("quatern_b", 3.0), ("pixdim", 7.0)], ids=["no rotation", "no handedness"]
+)
+def test_a_qform_that_is_none_is_told_where_an_sform_is_taken(tmp_path: Path, field: str, value: float) -> None:
+    image = nifti_of(np.ones((4, 5, 6), dtype=np.uint16), axial_affine())
+    image.header[field] = value if field != "pixdim" else [value, *image.header["pixdim"][1:]]
+    with (tmp_path / "ct.nii").open("wb") as file:
+        file.write(image.header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F"))
+    source = read_nifti(tmp_path / "ct.nii")
+    np.testing.assert_allclose(source.volume.affine_lps, axial_affine(), atol=1e-4)
+    assert [reason.code for reason in source.reasons] == ["geometry.orientation_unknown"]

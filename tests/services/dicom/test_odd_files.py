@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_charset_files
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from imaging.errors import InputError, NotAnalysable
+from imaging.errors import InputError, InputTooLarge, NotAnalysable
+from services.dicom.headers import read_header
 from services.dicom.seg_writer import write_seg
 from services.dicom.series_reader import read_series
 from services.ingest.upload import inspect_upload
+from tests.services.dicom.made_multi_frame import written_multi_frame
 from tests.services.dicom.made_series import IDENTITY, counting_volume, edit, made_result, written_series
 
 CHARACTER_SETS = sorted(Path(str(name)) for name in get_charset_files("*.dcm"))
@@ -227,3 +232,73 @@ def test_names_of_every_character_set_come_back_in_the_result(tmp_path: Path, fi
 
 def test_there_are_seventeen_character_sets() -> None:
     assert len(CHARACTER_SETS) == 17
+
+
+@pytest.mark.parametrize("keyword", ["PatientComments", "PixelData", "SOPClassUID"])
+def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path, keyword: str) -> None:
+    paths = written_series(tmp_path)
+    for path in paths:
+        edit(path, lambda dataset: setattr(dataset, "PatientComments", "a comment"))
+        content = bytearray(path.read_bytes())
+        tag = pydicom.dcmread(path)[keyword].tag
+        at = content.index(struct.pack("<HH", tag.group, tag.element))
+        content[at + 4 : at + 12] = b"UN\0\0" + struct.pack("<I", 0x7FFFFFFE)
+        path.write_bytes(content)
+    tracemalloc.start()
+    with suppress(NotAnalysable, InputError):
+        read_series(paths)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 20_000_000
+
+
+def test_rows_and_columns_beyond_the_pixels_take_no_memory(tmp_path: Path) -> None:
+    paths = written_series(tmp_path)
+    for path in paths:
+        edit(path, lambda dataset: dataset.update({"Rows": 12_000, "Columns": 12_000}))
+    tracemalloc.start()
+    with pytest.raises(NotAnalysable) as refusal:
+        read_series(paths)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refusal.value.code == "pixels.unreadable"
+    assert peak_bytes < 20_000_000
+
+
+def test_a_deflated_file_that_inflates_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written_series(tmp_path)[0]
+    dataset = pydicom.dcmread(path)
+    dataset.PatientComments = "0" * 1_000_000
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr("services.dicom.dicom_file.MAX_INFLATED_BYTES", 900_000)
+    with pytest.raises(InputTooLarge, match="inflates to more than 900,000 bytes"):
+        read_header(path)
+
+
+def damaged_frames(path: Path, keyword: str, vr: bytes, value: bytes) -> Path:
+    """An Enhanced CT of which the last element of that name became another."""
+    written_multi_frame(counting_volume(), path, frame_order=range(6))
+    content = bytearray(path.read_bytes())
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    at = content.rindex(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+    content[at + 4 : at + 6] = vr
+    content[at + 8 : at + 8 + len(value)] = value
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keyword", "vr", "value"),
+    [
+        ("PlanePositionSequence", b"US", b""),  # a number where a sequence was
+        ("PixelValueTransformationSequence", b"US", b""),
+        ("RescaleSlope", b"\x44\0", b""),  # no value representation
+        ("PixelMeasuresSequence", b"SQ", b"\x0a\0\0\0"),  # a sequence that ends within its item
+    ],
+)
+def test_damaged_functional_groups_are_refused(tmp_path: Path, keyword: str, vr: bytes, value: bytes) -> None:
+    with pytest.raises((NotAnalysable, InputError)):
+        read_series([damaged_frames(tmp_path / "enhanced.dcm", keyword, vr, value)])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import queue
+import signal
 import struct
 import subprocess
 from pathlib import Path
@@ -27,6 +29,7 @@ from pydicom.uid import (
 )
 
 from imaging.errors import NotAnalysable
+from services.dicom import decoder_process
 from services.dicom.headers import read_header
 from services.dicom.image_plane import planes_of
 from services.dicom.pixel_reader import read_hu, to_hu
@@ -246,3 +249,33 @@ def test_frames_in_fragments_without_an_offset_table_are_read(encoding: str) -> 
     plain = MULTI_FRAME / "CT0012.explicit_little_endian.dcm"
     for plane, expected in zip(planes_of(path, read_header(path)), planes_of(plain, read_header(plain)), strict=True):
         np.testing.assert_array_equal(read_hu(plane, exact=True), read_hu(expected, exact=True))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+def test_an_image_that_ends_its_decoder_is_unreadable_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
+) -> None:
+    path = tmp_path / "image.dcm"
+    dataset, expected = written_image(path, bits_stored=12, signed=True)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    decoder = decoder_process._Decoder()
+    monkeypatch.setattr(decoder_process, "_idle", queue.LifoQueue())
+    decoder_process._idle.put(decoder)
+    decoder._process.send_signal(signal_number)
+    with pytest.raises(NotAnalysable, match="the decoder crashed") as refusal:
+        hu_of(path)
+    assert refusal.value.code == "pixels.unreadable"
+    np.testing.assert_array_equal(hu_of(path), expected)
+    decoder_process._idle.get().end()
+
+
+def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image.dcm"
+    dataset, _ = written_image(path, bits_stored=12, signed=True)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    monkeypatch.setattr(decoder_process, "_idle", queue.LifoQueue())
+    monkeypatch.setattr(decoder_process, "LONGEST_S", 0.0)
+    with pytest.raises(NotAnalysable, match="took too long"):
+        hu_of(path)
