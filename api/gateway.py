@@ -10,6 +10,8 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
+from services.dicomweb.held_index import HeldIndex
+from services.ingest.held_instances import HeldInstances
 from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
 from services.store.database import Database
@@ -31,6 +33,8 @@ class Gateway:
     jobs: JobStore
     outbox: Outbox
     store: StudyStore
+    held: HeldInstances
+    index: HeldIndex
     queue: TaskQueue
     rules: IntakeRules
     is_stopping: Callable[[], bool] = lambda: False
@@ -50,8 +54,9 @@ class Gateway:
         rules = IntakeRules.load(settings.intake_rules)
         database = Database(settings.resolved_database_url)
         database.upgrade()
-        store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
-        return cls(settings, database, JobStore(database), Outbox(database), store, queue, rules)
+        jobs, store, queue = JobStore(database), StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
+        held, index = HeldInstances(store, jobs), HeldIndex(database, store)
+        return cls(settings, database, jobs, Outbox(database), store, held, index, queue, rules)
 
     def close(self) -> None:
         self.queue.close()

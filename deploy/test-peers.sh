@@ -7,6 +7,7 @@ need() { # program package
 }
 need redis-server redis-server
 need Orthanc orthanc
+[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || missing="$missing orthanc-dicomweb"
 need storescu dcmtk
 need dciodvfy dicom3tools
 need chromium chromium

@@ -16,6 +16,7 @@ from services.delivery.dicom_node import send_to_node
 from services.delivery.folder import copy_to_folder
 from services.delivery.sent_object import SentObject
 from services.delivery.sweep import Sweep
+from services.dicomweb.held_index import HeldIndex
 from services.process_log import log_to_stderr
 from services.process_signals import stop_on_signal
 from services.settings import Settings
@@ -36,6 +37,7 @@ _CLAIM_S = 120.0
 ALIVE_FILE = "relay.alive"
 # A row may be old because nobody sent it (the relay was down): only one that was tried this often is parked.
 _ATTEMPTS_BEFORE_PARKING = 20
+_INDEXED_AT_ONCE = 20  # jobs; the rest is for the next sweep
 _UNKNOWN = "delivery.unknown_destination"
 
 
@@ -149,7 +151,9 @@ def _modified_at(path: Path) -> float:
 
 
 def run_relay(settings: Settings) -> None:
-    """Deliver and sweep until SIGTERM or SIGINT. `relay.alive` in the data directory is touched after every sweep.
+    """Deliver and sweep until SIGTERM or SIGINT, and keep the index of what is held up to date.
+
+    `relay.alive` in the data directory is touched after every sweep.
 
     Raises:
         ConfigurationError: the destinations cannot be read.
@@ -164,8 +168,11 @@ def run_relay(settings: Settings) -> None:
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
 
+    index = HeldIndex(database, store)
+
     def sweep_once() -> bool:
         sweep.run()
+        index.update(most_jobs=_INDEXED_AT_ONCE)
         (settings.data_dir / ALIVE_FILE).touch()
         return False
 

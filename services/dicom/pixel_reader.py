@@ -72,7 +72,7 @@ def _stored_values(plane: ImagePlane) -> NDArray[Any]:
         stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
         return _as_meant(stored, plane.header, plane.path)
     dataset = dcmread(plane.path, force=True)
-    if _transfer_syntax_uid(dataset) in DECODED_BY_SIMPLEITK:
+    if transfer_syntax_uid_of(dataset) in DECODED_BY_SIMPLEITK:
         return _decoded_by_simpleitk(plane.path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
@@ -144,7 +144,7 @@ def _lowest_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
     return stored << unused >> unused
 
 
-def _transfer_syntax_uid(dataset: Dataset) -> str:
+def transfer_syntax_uid_of(dataset: Dataset) -> str:
     """Of the file meta information; guessed, and put there for pydicom, where the file has none."""
     found = text(dataset.file_meta, "TransferSyntaxUID")
     if not found:
