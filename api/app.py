@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
+    dicomweb_retrieve_routes,
     dicomweb_search_routes,
     dicomweb_store_routes,
     event_routes,
@@ -66,6 +67,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         result_routes,
         dicomweb_store_routes,
         dicomweb_search_routes,
+        dicomweb_retrieve_routes,
         health_routes,
         page_routes,
     ):

@@ -69,14 +69,14 @@ def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
 def _stored_values(plane: ImagePlane) -> NDArray[Any]:
     """Stored values (row, column) of a plane."""
     if plane.frame_index is not None:
-        stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=_decoder_of(plane.header))
-        return _as_meant(stored, plane.header, plane.path)
+        stored = pixel_array(plane.path, index=plane.frame_index, decoding_plugin=decoder_of(plane.header))
+        return as_meant(stored, plane.header, plane.path)
     dataset = dcmread(plane.path, force=True)
     if transfer_syntax_uid_of(dataset) in DECODED_BY_SIMPLEITK:
-        return _decoded_by_simpleitk(plane.path, dataset)
+        return decoded_by_simpleitk(plane.path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
-    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, plane.path)
+    return as_meant(pixel_array(dataset, decoding_plugin=decoder_of(dataset)), dataset, plane.path)
 
 
 def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:
@@ -84,12 +84,12 @@ def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:
     return syntax in JPEG2000TransferSyntaxes and integer(dataset, "PixelRepresentation") == 0
 
 
-def _decoder_of(dataset: Dataset) -> str:
+def decoder_of(dataset: Dataset) -> str:
     """OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; else pydicom's."""
     return "pylibjpeg" if _is_unsigned_jpeg_2000(dataset) else ""
 
 
-def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
+def as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
     """What the decoder gave, freed of overlays, and with a sign where the codestream has one.
 
     Raises:
@@ -106,7 +106,7 @@ def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any
     return stored
 
 
-def _decoded_by_simpleitk(path: Path, dataset: Dataset) -> NDArray[Any]:
+def decoded_by_simpleitk(path: Path, dataset: Dataset) -> NDArray[Any]:
     import SimpleITK  # here: 140 MB that the gateway, which only looks at headers, does without
 
     values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imaging.errors import InputError
-from services.ingest.held_instances import mapped
-from services.ingest.identifiers import read_file_meta, read_identifiers
+from services.dicom.file_meta import mapped, read_file_meta
+from services.ingest.identifiers import read_identifiers
 from services.store.jobs import JobStore
 from services.store.rows import JobRow, Source
 from services.store.study_store import StudyStore

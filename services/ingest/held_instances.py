@@ -8,14 +8,14 @@ breaks off where the received bytes go on was torn by a power cut, and is replac
 from __future__ import annotations
 
 import logging
-import mmap
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from imaging.errors import InputError, NotFound
+from services.dicom.file_meta import mapped, read_file_meta
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
-from services.ingest.identifiers import Identifiers, read_file_meta
+from services.ingest.identifiers import Identifiers
 from services.ingest.storage_status import MISMATCH, UNSUPPORTED_SOP_CLASS
 from services.store.jobs import JobStore
 from services.store.study_store import StudyStore
@@ -93,11 +93,3 @@ def _data_set_of(path: Path) -> memoryview | None:
         return content[read_file_meta(content).data_set_begin :]
     except InputError:
         return content[:0]  # torn in the middle of its meta
-
-
-def mapped(path: Path) -> memoryview:
-    """The bytes of a file, read from the disk as they are looked at."""
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

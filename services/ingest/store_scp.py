@@ -21,11 +21,12 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # m
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError
+from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completion import CompletionWatcher
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
-from services.ingest.identifiers import FILE_PREFIX, Identifiers, read_identifiers
+from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.storage_status import SUCCESS, storage_status
 from services.settings import Settings

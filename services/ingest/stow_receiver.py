@@ -17,10 +17,11 @@ from typing import BinaryIO
 from pydicom.dataset import Dataset
 
 from imaging.errors import InputError, InputTooLarge
+from services.dicom.file_meta import FILE_PREFIX, FileMeta, mapped, read_file_meta
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES
 from services.dicomweb.resource_urls import ResourceUrls
-from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named, mapped
-from services.ingest.identifiers import FILE_PREFIX, FileMeta, Identifiers, read_file_meta, read_identifiers
+from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
+from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.storage_status import MISMATCH, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
 from services.store.jobs import JobStore
 from services.store.rows import Source

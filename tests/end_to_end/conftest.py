@@ -21,6 +21,7 @@ from models.packages import default_package_directory
 from services.embedded_redis import free_port
 from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, wait_for
 
+DICOMWEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Of the real series some candidates lie above this score, and none near it.
 CANDIDATE_SCORE, CANDIDATE_VOXEL = 0.165, 0.05
@@ -42,7 +43,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "DicomAlwaysAllowStore": True,
-        "Plugins": [],
+        "Plugins": [DICOMWEB_PLUGIN],
         "OverwriteInstances": True,
     }
     (directory / "orthanc.json").write_text(json.dumps(configuration))
