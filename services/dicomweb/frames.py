@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from imaging.errors import NotFound
 from services.dicom.headers import MALFORMED, integer, read_header
@@ -110,8 +111,10 @@ class Frames:
         try:
             if self.transfer_syntax_uid in DECODED_BY_SIMPLEITK:
                 return decoded_by_simpleitk(self.path, self.header)
-            plugin = decoder_of(self.header)
-            return pixel_array(self.path, index=index, raw=raw, decoding_plugin=plugin)
+            source: Path | Dataset = self.path
+            if self.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:  # nothing of it lies at a known place
+                source = dcmread(self.path)
+            return pixel_array(source, index=index, raw=raw, decoding_plugin=decoder_of(self.header))
         except (*MALFORMED, RuntimeError, ImportError) as error:
             raise self._cannot_be_decoded(error) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -25,8 +26,10 @@ from pydicom.uid import (
 
 from services.dicom.result_files import write_results
 from services.dicom.series_reader import read_series
+from services.embedded_redis import free_port
 from services.multipart import MultipartReader
-from tests.api.conftest import RunningGateway
+from services.settings import Settings
+from tests.api.conftest import RunningGateway, serving
 from tests.api.test_dicomweb_search import complete
 from tests.api.test_dicomweb_store import encoded, store
 from tests.services.dicom.made_multi_frame import written_multi_frame
@@ -75,12 +78,20 @@ def get(gateway: RunningGateway, url: str, accept: str = "*/*", **parameters: st
     return gateway.client.get(url, headers={"Accept": accept}, params=parameters)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[RunningGateway]:
+    """One for all, since nothing is taken away by reading it."""
+    data_dir = tmp_path_factory.mktemp("data")
+    with serving(Settings(gateway_port=free_port(), data_dir=data_dir, redis_url=redis_url)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def client(gateway: RunningGateway) -> DICOMwebClient:
     return DICOMwebClient(f"{gateway.url}/dicom-web")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stored(gateway: RunningGateway) -> list[Dataset]:
     """Three slices with a window of their own."""
     slices = ct_series(3, WindowCenter=40, WindowWidth=400)
@@ -88,12 +99,12 @@ def stored(gateway: RunningGateway) -> list[Dataset]:
     return slices
 
 
-@pytest.fixture
-def results(gateway: RunningGateway, tmp_path: Path) -> dict[str, Dataset]:
+@pytest.fixture(scope="module")
+def results(gateway: RunningGateway, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     """The objects of a job that is done, by file name."""
-    paths = written_series(tmp_path / "series")
+    paths = written_series(tmp_path_factory.mktemp("series"))
     assert store(gateway, [path.read_bytes() for path in paths]).status_code == 200
-    (job,) = gateway.jobs.receiving()
+    (job,) = [job for job in gateway.jobs.receiving() if job.arrivals == len(paths)]
     complete(gateway.jobs, job.id)
     source = read_series(paths)
     write_results(source, made_result(source.volume), gateway.store.result_directory(job.id), IDENTITY)
@@ -145,7 +156,7 @@ class TestInstances:
             assert kind == f"application/dicom; transfer-syntax={syntax}"
             assert content == encoded(compressed)
 
-    @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+    @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian])
     def test_other_encodings_are_written_anew(self, gateway: RunningGateway, syntax: str) -> None:
         (one,) = ct_series(1)
         plain = dcmread(BytesIO(encoded(one)))
@@ -162,6 +173,8 @@ class TestInstances:
         assert given.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
         np.testing.assert_array_equal(given.pixel_array, pixels)
         assert [float(x) for x in given.ImagePositionPatient] == [0.0, 0.0, 1.0]
+        ((_, frame),) = parts_of(get(gateway, f"{url_of(one)}/frames/1", OCTETS))
+        assert frame == pixels.tobytes()
 
     @pytest.mark.parametrize(
         "accept",
@@ -392,9 +405,9 @@ class TestRendered:
 def test_a_file_that_an_upload_had_without_preamble_is_given_one(
     gateway: RunningGateway, make_series: Callable[..., list[bytes]]
 ) -> None:
-    files = [("files", (str(number), file[132:])) for number, file in enumerate(make_series(6))]
+    files = [("files", (str(number), file[132:])) for number, file in enumerate(make_series(6, patient_id="P-bare"))]
     assert gateway.client.post("/segment", files=files).status_code == 202
-    (found, *_) = gateway.client.get("/dicom-web/instances").json()
+    (found, *_) = gateway.client.get("/dicom-web/instances", params={"PatientID": "P-bare"}).json()
     ((_, content),) = parts_of(get(gateway, found["00081190"]["Value"][0], DICOM))
     assert content[128:132] == b"DICM"
     assert dcmread(BytesIO(content)).SOPInstanceUID == found["00080018"]["Value"][0]
