@@ -82,7 +82,7 @@ class Frames:
             return np.packbits(pixels.astype(np.uint8), axis=None, bitorder="little").tobytes()
         if pixels.ndim == 3 and integer(self.header, "PlanarConfiguration") == 1:
             pixels = pixels.transpose(2, 0, 1)
-        return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+        return pixels.astype(self._stored_type(pixels.dtype), copy=False).tobytes()
 
     def meant(self, index: int) -> NDArray[Any]:
         """One frame to look at: colour as RGB (rows, columns, 3), else stored values (rows, columns) as they are meant.
@@ -103,6 +103,13 @@ class Frames:
             return
         dataset = dcmread(self.path, force=True, specific_tags=["PixelData"])
         yield dataset.get_item("PixelData").value or b""
+
+    def _stored_type(self, decoded: np.dtype[Any]) -> np.dtype[Any]:
+        """What the header says of a value; a decoder may give more bits."""
+        if decoded.kind == "f":
+            return decoded.newbyteorder("<")
+        sign = "i" if integer(self.header, "PixelRepresentation") == 1 else "u"
+        return np.dtype(f"<{sign}{(integer(self.header, 'BitsAllocated') or 16) // 8}")
 
     def _pixels(self, index: int, *, raw: bool) -> NDArray[Any]:
         if self.count == 0:

@@ -7,17 +7,20 @@ once; a search reads none.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from imaging.errors import NotFound
+from imaging.errors import InputError, NotFound
 from services.dicomweb.indexed_headers import IndexedHeader, read_indexed_header
 from services.store.database import Database
 from services.store.rows import HeldInstanceRow, HeldSeriesRow, JobRow, JobState, Source
 from services.store.study_store import StudyStore
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 500  # values of one IN
 _OUTDATED = or_(JobRow.indexed_at.is_(None), JobRow.indexed_at != JobRow.updated_at)
@@ -33,16 +36,21 @@ class HeldIndex:
     def update(self, *, most_jobs: int) -> int:
         """Look at the jobs that changed, the latest first; returns how many there still are.
 
-        Raises:
-            InputError: `input.unreadable`, a file of ours cannot be read.
+        A job of which the disk does not give a file back stays one of them.
         """
         with self._database.read() as session:
             query = select(JobRow).where(_OUTDATED).order_by(JobRow.updated_at.desc()).limit(most_jobs)
             outdated = session.scalars(query).all()
+        failed = 0
         for job in outdated:
-            self._index(job)
+            try:
+                self._index(job)
+            except (InputError, OSError) as error:
+                failed += 1
+                code = error.code if isinstance(error, InputError) else type(error).__name__
+                log.warning("the files of job %s cannot be indexed: %s", job.id, code)
         if len(outdated) < most_jobs:
-            return 0
+            return failed
         with self._database.read() as session:
             return session.scalar(select(func.count()).select_from(JobRow).where(_OUTDATED)) or 0
 

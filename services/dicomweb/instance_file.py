@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from imaging.errors import InputError
@@ -68,17 +68,16 @@ def _rewritten(path: Path, *, transcode: bool) -> bytes:
     try:
         dataset: Dataset = dcmread(path, force=True)
         stored = UID(transfer_syntax_uid_of(dataset))
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         if transcode:
             if stored.is_encapsulated or not stored.is_little_endian:
                 _decode_pixels(dataset, path)
             if not stored.is_little_endian:
-                meta, dataset = dataset.file_meta, _in_little_endian(dataset)
-                dataset.file_meta = meta
-            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+                _check_has_no_other_words(dataset)
+        dataset = _without_original_encoding(dataset)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if transcode else stored
         written = BytesIO()
-        dataset.save_as(written, enforce_file_format=True)
+        dataset.save_as(written, enforce_file_format=True)  # which adds the rest of the file meta information
         return written.getvalue()
     except MALFORMED as error:
         raise NotAcceptable(
@@ -101,16 +100,21 @@ def _decode_pixels(dataset: Dataset, path: Path) -> None:
     dataset.add_new("PixelData", vr, pixels + b"\0" * (len(pixels) % 2))
 
 
-def _in_little_endian(dataset: Dataset) -> Dataset:
-    """The same elements, free of the byte order they were read in. Pixel data are in little endian already."""
+def _check_has_no_other_words(dataset: Dataset) -> None:
+    """Values of VR OW are bytes to pydicom, which does not swap them. Pixel data are in little endian already."""
+    if any(element.VR == "OW" and element.keyword != "PixelData" for element in dataset.iterall()):
+        raise NotAcceptable(
+            "a big endian instance with look-up tables is given as it is stored", remedy="accept transfer-syntax=*"
+        )
+
+
+def _without_original_encoding(dataset: Dataset) -> Dataset:
+    """The same elements, none of them still as it was read: those pydicom would write back as they are."""
     converted = Dataset()
     for element in dataset:
         if element.VR == "SQ":
-            converted.add_new(element.tag, "SQ", [_in_little_endian(item) for item in element.value])
-        elif element.VR == "OW" and element.keyword != "PixelData":
-            raise NotAcceptable(  # bytes to pydicom, which does not swap them
-                "a big endian instance with look-up tables is given as it is stored", remedy="accept transfer-syntax=*"
-            )
+            items = [_without_original_encoding(item) for item in element.value]
+            converted.add_new(element.tag, "SQ", items)
         else:
             converted.add(element)
     return converted

@@ -42,7 +42,7 @@ def json_model(dataset: Dataset, bulk_data_uri: Callable[[str], str] | None = No
             else:
                 model[key] = _finite(element.to_json_dict(None, _INLINE_BYTES))
         except MALFORMED:
-            model[key] = {"vr": "UN"}
+            model[key] = {"vr": dataset.get_item(tag).VR or "UN"}
     return model
 
 

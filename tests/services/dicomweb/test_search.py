@@ -241,6 +241,21 @@ class TestIndex:
         index.update(most_jobs=9)
         assert not find(database, Level.SERIES).results
 
+    def test_a_file_that_the_disk_does_not_give_back_holds_nobody_else_up(self, parts) -> None:  # type: ignore[no-untyped-def]
+        database, store, jobs, index = parts
+        for number in (1, 2):
+            put(store, jobs, number)
+        broken = store.instance_path("1.2.2.0", "1.2.2.1", "1.2.2.1.1")
+        content = broken.read_bytes()
+        broken.unlink()
+        broken.symlink_to(broken)  # ELOOP, as a disk in trouble gives EIO
+        assert index.update(most_jobs=9) == 1
+        assert studies_found(find(database, Level.STUDY)) == {1}
+        broken.unlink()
+        broken.write_bytes(content)
+        assert index.update(most_jobs=9) == 0
+        assert studies_found(find(database, Level.STUDY)) == {1, 2}
+
     def test_a_file_that_is_no_instance_is_passed_over(self, parts) -> None:  # type: ignore[no-untyped-def]
         database, store, jobs, index = parts
         put(store, jobs, 1)
