@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
     conversion_routes,
+    dicomweb_retrieve_routes,
+    dicomweb_search_routes,
+    dicomweb_store_routes,
     event_routes,
     health_routes,
     page_routes,
@@ -34,6 +37,7 @@ _TAGS = [
     {"name": "results", "description": "What came out"},
     {"name": "retrieve", "description": "Studies fetched from configured nodes"},
     {"name": "convert", "description": "Files into files, without a job"},
+    {"name": "dicomweb", "description": "STOW-RS, QIDO-RS and WADO-RS (PS3.18), described in docs/dicomweb.md"},
     {"name": "health", "description": "For load balancers and orchestrators"},
 ]
 
@@ -67,6 +71,9 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         result_routes,
         retrieve_routes,
         conversion_routes,
+        dicomweb_store_routes,
+        dicomweb_search_routes,
+        dicomweb_retrieve_routes,
         health_routes,
         page_routes,
     ):

@@ -11,6 +11,8 @@ import anyio
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
+from services.dicomweb.held_index import HeldIndex
+from services.ingest.held_instances import HeldInstances
 from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
 from services.store.database import Database
@@ -35,6 +37,8 @@ class Gateway:
     retrievals: RetrievalStore
     outbox: Outbox
     store: StudyStore
+    held: HeldInstances
+    index: HeldIndex
     queue: TaskQueue
     rules: IntakeRules
     is_stopping: Callable[[], bool] = lambda: False
@@ -60,7 +64,8 @@ class Gateway:
         database.upgrade()
         store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
         jobs, retrievals = JobStore(database), RetrievalStore(database)
-        return cls(settings, database, jobs, retrievals, Outbox(database), store, queue, rules)
+        held, index = HeldInstances(store, jobs), HeldIndex(database, store)
+        return cls(settings, database, jobs, retrievals, Outbox(database), store, held, index, queue, rules)
 
     def close(self) -> None:
         self.queue.close()

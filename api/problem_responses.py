@@ -7,11 +7,12 @@ from typing import Any
 from api.problems import MEDIA_TYPE
 
 _MEANINGS = {
-    400: "The multipart body is malformed",
-    404: "No such job, or the job has no such file; no such node, rule or retrieval",
+    400: "The multipart body is malformed, or the query not understood",
+    404: "No such job, file of a job, node, rule, retrieval or DICOM object",
+    406: "None of the accepted media types can be given",
     409: "The job's state does not allow this, or the Idempotency-Key is in use",
     413: "Over a limit of bytes or files",
-    415: "Neither multipart/form-data nor one of the raw media types",
+    415: "A media type that is not taken",
     422: "Invalid parameters, or an input that cannot be analysed (with coded reasons)",
     500: "An error inside Embolens",
     503: "Something the gateway depends on does not answer",

@@ -28,11 +28,14 @@ from imaging.errors import (
     StateConflict,
     StorageFull,
 )
+from services.dicomweb.accept import NotAcceptable
+from services.dicomweb.search_query import BAD_QUERY
+from services.multipart import MALFORMED_MULTIPART
 
 MEDIA_TYPE = "application/problem+json"
 
-MALFORMED_MULTIPART = "input.malformed_multipart"
 UNSUPPORTED_MEDIA_TYPE = "input.unsupported_media_type"
+NO_INSTANCE_SENT = "dicomweb.no_instance"
 
 # From the most special class to the most general: the first that fits decides.
 _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
@@ -43,9 +46,12 @@ _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
     (StateConflict, HTTPStatus.CONFLICT),
     (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (QueueUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (NotAcceptable, HTTPStatus.NOT_ACCEPTABLE),
 )
 _STATUS_OF_CODE = {
     MALFORMED_MULTIPART: HTTPStatus.BAD_REQUEST,
+    BAD_QUERY: HTTPStatus.BAD_REQUEST,
+    NO_INSTANCE_SENT: HTTPStatus.BAD_REQUEST,
     UNSUPPORTED_MEDIA_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "idempotency_key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
 }
@@ -57,6 +63,9 @@ _TITLES = {
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",
     "idempotency_key_in_use": "A request with this Idempotency-Key is still being received",
     "storage_full": "No room left for the upload",
+    "dicomweb.not_acceptable": "None of the accepted media types can be given",
+    "dicomweb.bad_request": "The request is not understood",
+    "dicomweb.no_instance": "The request has no instance",
     "queue_unavailable": "The queue does not answer",
     "database_unavailable": "The database does not answer",
     "request.invalid": "The request's parameters are not valid",

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from fastapi import Request
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from api.problems import MALFORMED_MULTIPART, UNSUPPORTED_MEDIA_TYPE
+from api.problems import UNSUPPORTED_MEDIA_TYPE
 from imaging.errors import InputError, InputTooLarge
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from services.multipart import MultipartReader
 
 FILES_FIELD = "files"
 RAW_MEDIA_TYPES = (
@@ -55,20 +52,11 @@ async def receive_upload(request: Request, into: Path, *, max_bytes: int, max_fi
         ClientDisconnect: the client went away in the middle.
         OSError: the disk is full.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes + _FIELD_MAX_BYTES * _MAX_FIELDS:
-        raise _too_many_bytes(max_bytes)
+    fields: dict[str, str] = {}
     files = _ArrivingFiles(into, max_bytes=max_bytes, max_files=max_files)
-    body = _body(request.headers.get("content-type", ""), files)
-    batch = bytearray()
+    body = _body(request.headers.get("content-type", ""), fields, files)
     try:
-        async for chunk in request.stream():
-            batch += chunk
-            if len(batch) >= _BATCH_BYTES:
-                await run_in_threadpool(body.feed, bytes(batch))
-                batch.clear()
-        await run_in_threadpool(body.feed, bytes(batch))
-        await run_in_threadpool(body.end)
+        await feed_body(request, body, max_bytes=max_bytes, max_bytes_around=_FIELD_MAX_BYTES * _MAX_FIELDS)
     finally:
         files.close()
     if not files.digests:
@@ -79,7 +67,38 @@ async def receive_upload(request: Request, into: Path, *, max_bytes: int, max_fi
         )
     content = hashlib.sha256("\n".join(sorted(files.digests)).encode())
     paths = tuple(dict.fromkeys(into / digest for digest in files.digests))
-    return ReceivedUpload(paths, body.fields, content.hexdigest())
+    return ReceivedUpload(paths, fields, content.hexdigest())
+
+
+class Body(Protocol):
+    """What takes a request's body in."""
+
+    def feed(self, piece: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
+async def feed_body(request: Request, body: Body, *, max_bytes: int, max_bytes_around: int) -> None:
+    """Hand the request's body on in a thread, about a MiB at a time.
+
+    Args:
+        max_bytes_around: what may come beside the `max_bytes` of files: form fields, part headers.
+
+    Raises:
+        InputTooLarge: the request announces more; nothing of it is read.
+        ClientDisconnect: the client went away in the middle.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes + max_bytes_around:
+        raise too_many_bytes(max_bytes)
+    batch = bytearray()
+    async for chunk in request.stream():
+        batch += chunk
+        if len(batch) >= _BATCH_BYTES:
+            await run_in_threadpool(body.feed, bytes(batch))
+            batch.clear()
+    await run_in_threadpool(body.feed, bytes(batch))
+    await run_in_threadpool(body.end)
 
 
 class _ArrivingFiles:
@@ -108,7 +127,7 @@ class _ArrivingFiles:
         assert self._file is not None
         self._bytes += len(piece)
         if self._bytes > self._max_bytes:
-            raise _too_many_bytes(self._max_bytes)
+            raise too_many_bytes(self._max_bytes)
         self._digest.update(piece)
         self._file.write(piece)
 
@@ -126,19 +145,10 @@ class _ArrivingFiles:
                 self._file.close()
 
 
-class _Body(Protocol):
-    fields: dict[str, str]
-
-    def feed(self, piece: bytes) -> None: ...
-
-    def end(self) -> None: ...
-
-
 class _RawBody:
     """The body is the file."""
 
     def __init__(self, files: _ArrivingFiles) -> None:
-        self.fields: dict[str, str] = {}
         self._files = files
         self._empty = True
 
@@ -154,61 +164,22 @@ class _RawBody:
             self._files.end()
 
 
-class _MultipartBody:
+class _FormParts:
     """multipart/form-data (RFC 7578): files in the field `files`, short text in the others."""
 
-    def __init__(self, boundary: bytes, files: _ArrivingFiles) -> None:
-        self.fields: dict[str, str] = {}
+    def __init__(self, fields: dict[str, str], files: _ArrivingFiles) -> None:
+        self._fields = fields
         self._files = files
-        self._ended = False
-        self._header_name = b""
-        self._header_value = b""
-        self._disposition = b""
         self._field: str | None = None
         self._text = b""
-        callbacks: MultipartCallbacks = {
-            "on_part_begin": self._on_part_begin,
-            "on_header_field": self._on_header_field,
-            "on_header_value": self._on_header_value,
-            "on_header_end": self._on_header_end,
-            "on_headers_finished": self._on_headers_finished,
-            "on_part_data": self._on_part_data,
-            "on_part_end": self._on_part_end,
-            "on_end": self._on_end,
-        }
-        self._parser = MultipartParser(boundary, callbacks)
 
-    def feed(self, piece: bytes) -> None:
-        try:
-            self._parser.write(piece)
-        except FormParserError as error:
-            raise _malformed(str(error)) from error
-
-    def end(self) -> None:
-        if not self._ended:
-            raise _malformed("the body ends before its last boundary")
-
-    def _on_part_begin(self) -> None:
-        self._header_name = self._header_value = self._disposition = b""
-
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def _on_header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = self._header_value
-        self._header_name = self._header_value = b""
-
-    def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
+    def begin(self, headers: Mapping[str, str]) -> None:
+        _, options = parse_options_header(headers.get("content-disposition", ""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name == FILES_FIELD:
             self._field = None
             self._files.begin()
-        elif not name or b"filename" in options or len(self.fields) >= _MAX_FIELDS:
+        elif not name or b"filename" in options or len(self._fields) >= _MAX_FIELDS:
             raise InputError(
                 f"file in the multipart field {name!r}",
                 code="input.unknown_field",
@@ -218,8 +189,7 @@ class _MultipartBody:
             self._field = name
             self._text = b""
 
-    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        piece = data[start:end]
+    def write(self, piece: bytes) -> None:
         if self._field is None:
             self._files.write(piece)
             return
@@ -227,22 +197,17 @@ class _MultipartBody:
         if len(self._text) > _FIELD_MAX_BYTES:
             raise InputTooLarge(f"the field {self._field!r} is over {_FIELD_MAX_BYTES} bytes")
 
-    def _on_part_end(self) -> None:
+    def end(self) -> None:
         if self._field is None:
             self._files.end()
         else:
-            self.fields[self._field] = self._text.decode("utf-8", "replace")
-
-    def _on_end(self) -> None:
-        self._ended = True
+            self._fields[self._field] = self._text.decode("utf-8", "replace")
 
 
-def _body(content_type: str, files: _ArrivingFiles) -> _Body:
+def _body(content_type: str, fields: dict[str, str], files: _ArrivingFiles) -> Body:
     media_type, options = parse_options_header(content_type)
     if media_type == b"multipart/form-data":
-        if not options.get(b"boundary"):
-            raise _malformed("Content-Type has no boundary")
-        return _MultipartBody(options[b"boundary"], files)
+        return MultipartReader(options.get(b"boundary", b""), _FormParts(fields, files))
     if media_type.decode("latin-1") in RAW_MEDIA_TYPES:
         return _RawBody(files)
     raise InputError(
@@ -252,9 +217,5 @@ def _body(content_type: str, files: _ArrivingFiles) -> _Body:
     )
 
 
-def _malformed(what: str) -> InputError:
-    return InputError(f"malformed multipart body: {what}", code=MALFORMED_MULTIPART)
-
-
-def _too_many_bytes(limit: int) -> InputTooLarge:
+def too_many_bytes(limit: int) -> InputTooLarge:
     return InputTooLarge(f"the upload is over the limit of {limit} bytes", remedy="send one series at a time")

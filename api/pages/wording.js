@@ -71,7 +71,7 @@ export function studyText(job) {
   if (job.study_instance_uid) return shortUid(job.study_instance_uid);
   return `${job.input_kind === "nrrd" ? "NRRD" : "NIfTI"} ${job.id.slice(0, 8)}`;
 }
-export const senderText = (job) => job.calling_ae_title ?? (job.source === "rest" ? "Upload" : "–");
+export const senderText = (job) => job.calling_ae_title ?? { rest: "Upload", dicomweb: "DICOMweb" }[job.source] ?? "–";
 
 export async function problemText(response) {
   try {

@@ -39,6 +39,7 @@ from services.delivery.storage_commitment import CommitmentReports, request_comm
 from services.delivery.stow_rs import store_at
 from services.delivery.sweep import Sweep
 from services.delivery.webhook import post_notification
+from services.dicomweb.held_index import HeldIndex
 from services.process_log import log_to_stderr
 from services.process_signals import stop_on_signal
 from services.settings import Settings
@@ -59,6 +60,7 @@ _CLAIM_S = 120.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
 _DESTINATIONS_AT_ONCE = 32
+_INDEXED_AT_ONCE = 20  # jobs; the rest is for the next sweep
 
 
 class Relay:
@@ -273,7 +275,9 @@ def _modified_at(path: Path) -> float:
 
 
 def run_relay(settings: Settings) -> None:
-    """Deliver and sweep until SIGTERM or SIGINT. `relay.alive` in the data directory is touched after every sweep.
+    """Deliver and sweep until SIGTERM or SIGINT, and keep the index of what is held up to date.
+
+    `relay.alive` in the data directory is touched after every sweep.
 
     Raises:
         ConfigurationError: the destinations cannot be read.
@@ -288,8 +292,11 @@ def run_relay(settings: Settings) -> None:
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
 
+    index = HeldIndex(database, store)
+
     def sweep_once() -> None:
         sweep.run()
+        index.update(most_jobs=_INDEXED_AT_ONCE)
         (settings.data_dir / ALIVE_FILE).touch()
 
     sweeping = threading.Thread(

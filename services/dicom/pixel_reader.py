@@ -92,7 +92,7 @@ def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
         return _as_meant(stored, header, path)
     with opened_dicom(path) as file:
         dataset = dcmread(file, force=True)
-    if _transfer_syntax_uid(dataset) in DECODED_BY_SIMPLEITK:
+    if transfer_syntax_uid_of(dataset) in DECODED_BY_SIMPLEITK:
         return _decoded_by_simpleitk(path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
@@ -171,7 +171,7 @@ def _lowest_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
     return stored << unused >> unused
 
 
-def _transfer_syntax_uid(dataset: Dataset) -> str:
+def transfer_syntax_uid_of(dataset: Dataset) -> str:
     """Of the file meta information; guessed, and put there for pydicom, where the file has none."""
     found = text(dataset.file_meta, "TransferSyntaxUID")
     if not found:

@@ -7,9 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from imaging.errors import InputError
+from services.dicom.file_meta import mapped, read_file_meta
+from services.ingest.identifiers import read_identifiers
 from services.store.jobs import JobStore
-from services.store.rows import JobRow, Priority
+from services.store.rows import JobRow, Priority, Source
 from services.store.study_store import StudyStore
 
 
@@ -23,6 +27,7 @@ class ArrivingSeries:
         sop_instance_uids: instances on disk, those of an earlier job of the same series included.
         queried_instances: SOP Instance UIDs that a retrieval fetches of it; None where it is not fetched.
         last_arrival: `time.monotonic()` of the last instance.
+        arrivals: of the job, as last seen: instances that other processes have stored.
         is_closed: completed; an instance that comes now belongs to a new job.
     """
 
@@ -31,6 +36,8 @@ class ArrivingSeries:
     job_id: str
     sop_instance_uids: set[str]
     calling_ae_title: str = ""
+    source: Source = Source.DICOM
+    arrivals: int = 0
     announced_instances: int | None = None
     queried_instances: frozenset[str] | None = None
     senders: set[threading.Thread] = field(default_factory=set)
@@ -68,11 +75,21 @@ class ArrivingSeriesRegister:
         self._lock = threading.Lock()  # of the dictionary only, held for moments
         self._opening = threading.Lock()  # a series is opened once, also when two associations begin with it
 
-    def resume(self, job: JobRow) -> None:
-        """Take up a job that was receiving when the process ended; its quiet time starts anew."""
+    def follow(self, job: JobRow) -> None:
+        """Take up a job that another process, or this one before it ended, has opened; notice what was stored since.
+
+        The quiet time of the series starts anew.
+        """
         assert job.study_instance_uid is not None
         assert job.series_instance_uid is not None
-        self._add(job, job.study_instance_uid, job.series_instance_uid)
+        series = self.find(job.study_instance_uid, job.series_instance_uid)
+        if series is None:
+            self._add(job, job.study_instance_uid, job.series_instance_uid)
+        elif series.job_id == job.id and series.arrivals != job.arrivals:
+            with series.lock:
+                series.arrivals = job.arrivals
+                series.last_arrival = time.monotonic()
+                self._look_at_files(series)
 
     def find(self, study_instance_uid: str, series_instance_uid: str) -> ArrivingSeries | None:
         with self._lock:
@@ -137,11 +154,13 @@ class ArrivingSeriesRegister:
 
     def reopen(self, series: ArrivingSeries) -> None:
         """Give the series another job, its own having been completed by somebody else. Call with its lock held."""
-        series.job_id = self._jobs.open_receiving(
+        job = self._jobs.open_receiving(
             study_instance_uid=series.study_instance_uid,
             series_instance_uid=series.series_instance_uid,
             calling_ae_title=series.calling_ae_title,
-        ).id
+            source=series.source,
+        )
+        series.job_id, series.arrivals = job.id, job.arrivals
 
     def _find_or_open(self, study_instance_uid: str, series_instance_uid: str, calling: Calling) -> ArrivingSeries:
         if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
@@ -161,19 +180,39 @@ class ArrivingSeriesRegister:
             return self._add(job, study_instance_uid, series_instance_uid)
 
     def _add(self, job: JobRow, study_instance_uid: str, series_instance_uid: str) -> ArrivingSeries:
-        directory = self._store.series_directory(study_instance_uid, series_instance_uid)
         series = ArrivingSeries(
             study_instance_uid=study_instance_uid,
             series_instance_uid=series_instance_uid,
             job_id=job.id,
-            sop_instance_uids={path.stem for path in directory.glob("*.dcm")},
+            sop_instance_uids=set(),
             calling_ae_title=job.calling_ae_title or "",
+            source=Source(job.source),
+            arrivals=job.arrivals,
         )
+        self._look_at_files(series)
         key = (study_instance_uid, series_instance_uid)
         with self._lock:
             if (expected := self._expected.get(key)) is not None:
                 series.queried_instances = expected.sop_instance_uids
             return self._series.setdefault(key, series)
+
+    def _look_at_files(self, series: ArrivingSeries) -> None:
+        directory = self._store.series_directory(series.study_instance_uid, series.series_instance_uid)
+        files = list(directory.glob("*.dcm"))
+        series.sop_instance_uids |= {path.stem for path in files}
+        if series.announced_instances is None and files:
+            series.announced_instances = _announced_in(files[0])
+
+
+def _announced_in(path: Path) -> int | None:
+    """The number of instances of the series that an instance announces, as its sender knew it."""
+    try:
+        meta = read_file_meta(mapped(path))
+        with path.open("rb") as file:
+            file.seek(meta.data_set_begin)
+            return read_identifiers(file, meta.transfer_syntax_uid, with_announcement=True).announced_instances
+    except (InputError, OSError):  # what cannot be read is judged when the series is complete
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,8 @@ class CompletionWatcher:
     """A thread that looks at the arriving series and hands the complete ones on: to the queue, or set aside.
 
     The series' lock is held from the decision to the job's new state, so an instance is either among the inputs of
-    this job or opens the next one.
+    this job or opens the next one. What another process stores is noticed by its job: one that is `receiving` is taken
+    up, and one whose `arrivals` have grown since its files were listed is not completed.
     """
 
     def __init__(
@@ -85,8 +86,7 @@ class CompletionWatcher:
 
     def start(self) -> None:
         """Take up what was receiving when the process ended, then watch."""
-        for job in self._jobs.receiving():
-            self._register.resume(job)
+        self._follow_jobs()
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,6 +102,10 @@ class CompletionWatcher:
         while not self._stopping:
             self._wake.wait(self._tick_s)
             self._wake.clear()
+            try:
+                self._follow_jobs()
+            except SQLAlchemyError as error:
+                log.error("the database does not answer (%s); trying again", type(error).__name__)
             for series in self._register.all():
                 try:
                     self.look_at(series)
@@ -111,6 +115,10 @@ class CompletionWatcher:
                     uid, name = series.series_instance_uid, type(error).__name__
                     log.error("series %s cannot be completed: %s\n%s", uid, name, trace)
                     series.last_arrival = time.monotonic()
+
+    def _follow_jobs(self) -> None:
+        for job in self._jobs.receiving():
+            self._register.follow(job)
 
     def look_at(self, series: ArrivingSeries) -> None:
         """Complete the series if it is complete."""
@@ -138,7 +146,10 @@ class CompletionWatcher:
                     return
                 to_enqueue = self._complete(series, reason, incomplete)
             except StateConflict:
-                if self._jobs.get(series.job_id).state != JobState.CANCELLED.value:
+                state = self._jobs.get(series.job_id).state
+                if state == JobState.RECEIVING.value:
+                    return  # another process has stored more of it meanwhile
+                if state != JobState.CANCELLED.value:
                     log.warning("job %s was completed by another process; the series gets a new one", series.job_id)
                     self._register.reopen(series)
                     return
@@ -166,7 +177,7 @@ class CompletionWatcher:
         directory = self._store.series_directory(series.study_instance_uid, series.series_instance_uid)
         files = sorted(directory.glob("*.dcm"))
         if not self._has_something_new(series.job_id, files):
-            self._jobs.drop_receiving(series.job_id, reason="nothing new was received")
+            self._jobs.drop_receiving(series.job_id, reason="nothing new was received", arrivals=series.arrivals)
             return None
         digest = self._store.write_inputs(series.job_id, files)
         verdict = self._judge(files, series)
@@ -177,6 +188,7 @@ class CompletionWatcher:
                 inputs_digest=digest,
                 instance_count=len(files),
                 completion_reason=reason,
+                arrivals=series.arrivals,
             )
             codes = ", ".join(one.code for one in reasons)
             log.info("series %s (%d files) set aside: %s", series.series_instance_uid, len(files), codes)
@@ -189,6 +201,7 @@ class CompletionWatcher:
             instance_count=len(files),
             completion_reason=reason,
             priority=priority,
+            arrivals=series.arrivals,
         )
         log.info("series %s complete (%s): job %s", series.series_instance_uid, reason, series.job_id)
         return priority

@@ -59,7 +59,8 @@ def read_identifiers(encoded: BinaryIO, transfer_syntax_uid: UID, *, with_announ
 
     try:
         if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-            encoded = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(encoded.read(), _INFLATED_BYTES))
+            deflated = encoded.read(_INFLATED_BYTES)
+            encoded = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _INFLATED_BYTES))
         found = read_dataset(
             encoded,
             transfer_syntax_uid.is_implicit_VR,

@@ -3,18 +3,12 @@
 CT, Enhanced CT and Legacy Converted Enhanced CT are accepted in every transfer syntax the reader reads. Storage of
 anything else (MR, SR, secondary capture) is refused when the presentation contexts are negotiated, so the sender's log
 shows it at once and nothing of it comes here.
-
-The same SOP instance again is answered with Success and changes nothing: an instance that a job may have read already
-stays what it was, since a corrected instance has to have a new SOP Instance UID (PS3.5 section 9). A copy that differs
-is logged. A file that breaks off where the received bytes go on was torn by a power cut, and is replaced.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 from typing import cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -30,14 +24,17 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from imaging.errors import ConfigurationError, EmbolensError, InputError, NotFound
+from imaging.errors import ConfigurationError, EmbolensError
 from services.delivery.storage_commitment import CommitmentReports
+from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
+from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
 from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
+from services.ingest.storage_status import SUCCESS, storage_status
 from services.settings import Settings
 from services.store.jobs import JobStore
 from services.store.retrievals import RetrievalStore
@@ -47,30 +44,9 @@ from services.transport_security import listener_context
 
 log = logging.getLogger(__name__)
 
-# PS3.4 B.2.3 and PS3.7 Annex C
-SUCCESS = 0x0000
-SOP_CLASS_NOT_SUPPORTED = 0x0122
-OUT_OF_RESOURCES = 0xA700
-DATA_SET_DOES_NOT_MATCH = 0xA900
-CANNOT_UNDERSTAND = 0xC000
-
 _REJECTED = (0x01, 0x01, 0x01)  # permanently, by the service user, no reason given (PS3.8 9.3.4)
-_MISMATCH = "input.identifier_mismatch"
-_UNSUPPORTED = "input.unsupported_sop_class"
 _MAX_PDU_BYTES = 1024**2
 _NETWORK_TIMEOUT_S = 60  # a peer that is silent for longer has gone; its association is aborted
-_FILE_PREFIX = b"\x00" * 128 + b"DICM"  # PS3.10 section 7.1
-_META_LENGTH = slice(140, 144)  # value of (0002,0000), the first element: how many bytes of file meta follow it
-_REMEMBERED_SERIES = 64
-
-
-def dimse_status(error: EmbolensError | SQLAlchemyError | OSError) -> int:
-    """The error tree as a C-STORE status (PS3.4 Table B.2-1). A7xx asks the peer to come again."""
-    if isinstance(error, InputError):
-        return {_MISMATCH: DATA_SET_DOES_NOT_MATCH, _UNSUPPORTED: SOP_CLASS_NOT_SUPPORTED}.get(
-            error.code, CANNOT_UNDERSTAND
-        )
-    return OUT_OF_RESOURCES
 
 
 class Listener:
@@ -108,7 +84,7 @@ class Listener:
         self._ae.require_called_aet = self._allowed.called_ae_title_must_match
         self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
         self._port: int | None = None
-        self._taken_in: dict[tuple[str, str], set[Path]] = {}
+        self._held = HeldInstances(store, jobs)
 
     @property
     def port(self) -> int:
@@ -166,7 +142,7 @@ class Listener:
         try:
             self._store_instance(event)
         except (EmbolensError, SQLAlchemyError, OSError) as error:
-            status.Status = dimse_status(error)
+            status.Status = storage_status(error)
             code = error.code if isinstance(error, EmbolensError) else type(error).__name__
             status.ErrorComment = code[:64]
             log.warning("refused %s from %s: %s", _request(event).AffectedSOPInstanceUID, _peer(event).ae_title, code)
@@ -194,12 +170,7 @@ class Listener:
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
         path = self._store.instance_path(study, series, sop)
         arriving = self._register.find(study, series)
-        stored = _data_set_of(path)
-        if stored is not None and _breaks_off(stored, encoded.getvalue()):
-            log.warning("instance %s lies torn on disk and is replaced", sop)
-        elif stored is not None and (arriving is not None or self._was_taken_in(study, series, path)):
-            if stored != encoded.getbuffer():
-                log.warning("instance %s came again with different content; the first one stays", sop)
+        if self._held.holds(named, encoded.getbuffer(), is_arriving=arriving is not None):
             if arriving is not None:
                 self._register.touch(arriving, calling)
             return
@@ -209,7 +180,7 @@ class Listener:
             announced = first.announced_instances
         with self._register.storing(study, series, sop, calling) as receiving, self._store.arriving_file(path) as file:
             receiving.announced_instances = announced or receiving.announced_instances
-            file.write(_FILE_PREFIX)
+            file.write(FILE_PREFIX)
             file.write(encode_file_meta(file_meta))
             file.write(encoded.getbuffer())
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
@@ -221,33 +192,16 @@ class Listener:
             with arriving.lock:
                 if not arriving.is_closed:
                     return set(arriving.sop_instance_uids)
-        found: set[str] = set()
-        for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid):
-            with suppress(NotFound):  # its directory is gone
-                found.update(path.stem for path in self._store.read_inputs(job_id) if path.exists())
-        return found
-
-    def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, path: Path) -> bool:
-        """Whether a job has this file among its inputs. These only grow, so what was found once is remembered."""
-        key = (study_instance_uid, series_instance_uid)
-        if path not in self._taken_in.get(key, ()):
-            if len(self._taken_in) >= _REMEMBERED_SERIES:
-                self._taken_in.clear()
-            self._taken_in[key] = set()
-            for job_id in self._jobs.that_took_in(*key):
-                with suppress(NotFound):  # its directory is gone
-                    self._taken_in[key].update(self._store.read_inputs(job_id))
-        return path in self._taken_in[key]
+        inputs = self._held.inputs_of_jobs(study_instance_uid, series_instance_uid)
+        return {path.stem for path in inputs if path.exists()}
 
 
 def _identify(encoded: BytesIO, file_meta: FileMetaDataset, *, with_announcement: bool) -> Identifiers:
-    asked = (file_meta.MediaStorageSOPClassUID, file_meta.MediaStorageSOPInstanceUID)
-    if asked[0] not in CT_STORAGE_SOP_CLASSES.values():
-        raise InputError(f"not a CT: {asked[0]}", code=_UNSUPPORTED)
+    sop_class_uid, sop_instance_uid = file_meta.MediaStorageSOPClassUID, file_meta.MediaStorageSOPInstanceUID
+    check_is_ct(str(sop_class_uid))
     encoded.seek(0)
     found = read_identifiers(encoded, UID(file_meta.TransferSyntaxUID), with_announcement=with_announcement)
-    if asked != (found.sop_class_uid, found.sop_instance_uid):
-        raise InputError("the data set is not the instance that the request names", code=_MISMATCH)
+    check_is_named(found, str(sop_class_uid), str(sop_instance_uid))
     return found
 
 
@@ -261,16 +215,3 @@ def _peer(event: Event) -> ServiceUser:
 
 def _answer_echo(event: Event) -> int:
     return SUCCESS
-
-
-def _breaks_off(stored: bytes, received: bytes) -> bool:
-    return len(stored) < len(received) and received.startswith(stored)
-
-
-def _data_set_of(path: Path) -> bytes | None:
-    """The file without its file meta, which names each sender's own software; None where there is no file."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return content[_META_LENGTH.stop + int.from_bytes(content[_META_LENGTH], "little") :]

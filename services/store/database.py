@@ -97,6 +97,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA case_sensitive_like=ON")  # as PostgreSQL's LIKE is
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

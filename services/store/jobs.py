@@ -37,6 +37,7 @@ from services.store.rows import (
 
 WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
 _SUPERSEDED = "superseded"
+_IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
 
@@ -101,13 +102,18 @@ class JobStore:
         *,
         study_instance_uid: str,
         series_instance_uid: str,
-        calling_ae_title: str,
+        calling_ae_title: str | None = None,
         calling_address: str | None = None,
         priority: Priority = Priority.ROUTINE,
+        source: Source = Source.DICOM,
+        arrivals: int = 0,
     ) -> JobRow:
         """The job that is receiving this series; a new one if none is. A new one supersedes the series' last job.
 
-        `priority` is the least that the job gets when it is queued.
+        Args:
+            priority: the least that a new job gets when it is queued.
+            arrivals: instances that have just come to lie on disk, when it is not the listener who put them there. Each
+                puts the completion of the series off, and a completion that was decided before does not count.
         """
         with self._database.write() as session:
             self._database.one_at_a_time(session, f"receiving {series_instance_uid}")
@@ -116,26 +122,38 @@ class JobStore:
                 .where(
                     JobRow.study_instance_uid == study_instance_uid,
                     JobRow.series_instance_uid == series_instance_uid,
-                    JobRow.source == Source.DICOM.value,
+                    _IN_STUDY_STORE,
                 )
                 .order_by(JobRow.created_at.desc())
             )
-            receiving = session.scalars(of_series.where(JobRow.state == JobState.RECEIVING.value)).first()
-            if receiving is not None:
-                return receiving
-            last = session.scalars(of_series.where(JobRow.state != JobState.CANCELLED.value)).first()
-            job = _new_job(
-                state=JobState.RECEIVING,
-                source=Source.DICOM,
-                study_instance_uid=study_instance_uid,
-                series_instance_uid=series_instance_uid,
-                calling_ae_title=calling_ae_title,
-                calling_address=calling_address,
-                priority=priority.value,
-                supersedes=None if last is None else last.id,
-            )
-            session.add(job)
+            job = session.scalars(of_series.where(JobRow.state == JobState.RECEIVING.value).with_for_update()).first()
+            if job is None:
+                last = session.scalars(of_series.where(JobRow.state != JobState.CANCELLED.value)).first()
+                job = _new_job(
+                    state=JobState.RECEIVING,
+                    source=source,
+                    study_instance_uid=study_instance_uid,
+                    series_instance_uid=series_instance_uid,
+                    calling_ae_title=calling_ae_title,
+                    calling_address=calling_address,
+                    priority=priority.value,
+                    supersedes=None if last is None else last.id,
+                )
+                session.add(job)
+            if arrivals:
+                job.arrivals += arrivals
+                job.updated_at = utc_now()
             return job
+
+    def is_receiving(self, study_instance_uid: str, series_instance_uid: str) -> bool:
+        """Whether a job is receiving this series."""
+        query = select(JobRow.id).where(
+            JobRow.study_instance_uid == study_instance_uid,
+            JobRow.series_instance_uid == series_instance_uid,
+            JobRow.state == JobState.RECEIVING.value,
+        )
+        with self._database.read() as session:
+            return session.scalars(query).first() is not None
 
     def that_took_in(self, study_instance_uid: str, series_instance_uid: str) -> Sequence[str]:
         """Ids of the jobs that recorded instances of this series as their inputs.
@@ -145,32 +163,33 @@ class JobStore:
         query = select(JobRow.id).where(
             JobRow.study_instance_uid == study_instance_uid,
             JobRow.series_instance_uid == series_instance_uid,
-            JobRow.source == Source.DICOM.value,
+            _IN_STUDY_STORE,
             JobRow.inputs_digest.is_not(None),
         )
         with self._database.read() as session:
             return session.scalars(query).all()
 
     def segmented_series(self, study_instance_uid: str) -> Sequence[str]:
-        """Series Instance UIDs of a study that came in by C-STORE and are segmented, or will be."""
+        """Series Instance UIDs of a study that were sent to us and are segmented, or will be."""
         states = (JobState.QUEUED, JobState.RUNNING, JobState.DELIVERING, JobState.COMPLETED)
         query = (
             select(JobRow.series_instance_uid)
             .distinct()
             .where(
                 JobRow.study_instance_uid == study_instance_uid,
-                JobRow.source == Source.DICOM.value,
+                _IN_STUDY_STORE,
                 JobRow.state.in_([state.value for state in states]),
             )
         )
         with self._database.read() as session:
             return [uid for uid in session.scalars(query) if uid is not None]
 
-    def drop_receiving(self, job_id: str, *, reason: str) -> None:
-        """receiving -> cancelled: there is nothing in it for which a job is needed."""
+    def drop_receiving(self, job_id: str, *, reason: str, arrivals: int = 0) -> None:
+        """receiving -> cancelled: there is nothing in it to work on. Raises what `complete_intake` does."""
         self._change(
             job_id,
             [JobState.RECEIVING],
+            JobRow.arrivals == arrivals,
             state=JobState.CANCELLED.value,
             completion_reason=reason,
             finished_at=utc_now(),
@@ -191,10 +210,17 @@ class JobStore:
         instance_count: int,
         completion_reason: str,
         priority: Priority = Priority.ROUTINE,
+        arrivals: int = 0,
     ) -> None:
         """receiving -> queued. What is left to do for an earlier, partial state of the series is called off.
 
         The inputs must be recorded (`StudyStore.write_inputs`) before; enqueue after.
+
+        Args:
+            arrivals: the job's, read before its files were listed.
+
+        Raises:
+            StateConflict: the job is not receiving, or another process has stored more of the series since.
         """
         now = utc_now()
         with self._database.write() as session:
@@ -202,6 +228,7 @@ class JobStore:
                 session,
                 job_id,
                 [JobState.RECEIVING],
+                JobRow.arrivals == arrivals,
                 state=JobState.QUEUED.value,
                 inputs_digest=inputs_digest,
                 instance_count=instance_count,
@@ -219,17 +246,19 @@ class JobStore:
         instance_count: int,
         completion_reason: str,
         inputs_digest: str | None = None,
+        arrivals: int = 0,
     ) -> None:
         """receiving -> not_analysable: the files are kept, and the job says why it was not segmented.
 
         As after `complete_intake`, an earlier state of the series counts no more. With the digest of its recorded
-        inputs `retry` has the job worked on all the same.
+        inputs `retry` has the job worked on all the same. Raises what `complete_intake` does.
         """
         with self._database.write() as session:
             _change(
                 session,
                 job_id,
                 [JobState.RECEIVING],
+                JobRow.arrivals == arrivals,
                 state=JobState.NOT_ANALYSABLE.value,
                 outcome=JobState.NOT_ANALYSABLE.value,
                 reasons=[reason.to_dict() for reason in reasons],
@@ -580,9 +609,9 @@ class JobStore:
                 is JobState.QUEUED
             ]
 
-    def _change(self, job_id: str, states: Sequence[JobState], **values: Any) -> None:
+    def _change(self, job_id: str, states: Sequence[JobState], *conditions: Any, **values: Any) -> None:
         with self._database.write() as session:
-            _change(session, job_id, states, **values)
+            _change(session, job_id, states, *conditions, **values)
 
 
 def _new_job(*, state: JobState, source: Source, **values: Any) -> JobRow:
@@ -592,6 +621,7 @@ def _new_job(*, state: JobState, source: Source, **values: Any) -> JobRow:
         "input_kind": "dicom",
         "priority": Priority.ROUTINE.value,
         "instance_count": 0,
+        "arrivals": 0,
         "progress": 0.0,
         "attempts": 0,
         "cancel_requested": False,
@@ -675,14 +705,14 @@ def _lease(session: Session, job_id: str, owner: str) -> LeaseAnswer:
 
 def _newer_of_series(session: Session, job: JobRow) -> str | None:
     """The newest job that took in a later state of the same pushed series, or is about to."""
-    if job.source != Source.DICOM.value:
+    if job.source == Source.REST.value:
         return None
     return session.scalar(
         select(JobRow.id)
         .where(
             JobRow.study_instance_uid == job.study_instance_uid,
             JobRow.series_instance_uid == job.series_instance_uid,
-            JobRow.source == Source.DICOM.value,
+            _IN_STUDY_STORE,
             JobRow.state != JobState.CANCELLED.value,
             JobRow.created_at > job.created_at,
         )

@@ -6,7 +6,19 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, Integer, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -47,6 +59,7 @@ class Source(StrEnum):
     """How a study came in."""
 
     DICOM = "dicom"
+    DICOMWEB = "dicomweb"
     REST = "rest"
 
 
@@ -93,7 +106,12 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One series on its way from intake to delivery."""
+    """One series on its way from intake to delivery.
+
+    Attributes:
+        arrivals: how often a process other than the listener has said that an instance of the series lies on disk.
+        indexed_at: `updated_at` as it was when the job's files were last put into the index that DICOMweb searches.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -113,6 +131,7 @@ class JobRow(Base):
     study_instance_uid: Mapped[str | None] = mapped_column(String(64))
     series_instance_uid: Mapped[str | None] = mapped_column(String(64))
     instance_count: Mapped[int] = mapped_column(Integer, default=0)
+    arrivals: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     inputs_digest: Mapped[str | None] = mapped_column(String(64))
     completion_reason: Mapped[str | None] = mapped_column(String(128))
     supersedes: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
@@ -138,6 +157,7 @@ class JobRow(Base):
     queued_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    indexed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class OutboxRow(Base):
@@ -206,3 +226,51 @@ class RetrievalRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class HeldSeriesRow(Base):
+    """A series of which instances lie here, as its headers say it: a copy to search in, the files are the truth.
+
+    Attributes:
+        attributes: what a search returns of study and series, in the DICOM JSON Model (PS3.18 Annex F).
+    """
+
+    __tablename__ = "held_series"
+
+    study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    series_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    patient_id: Mapped[str] = mapped_column(Text, index=True)
+    patient_name: Mapped[str] = mapped_column(Text)
+    accession_number: Mapped[str] = mapped_column(Text, index=True)
+    study_id: Mapped[str] = mapped_column(Text)
+    study_date: Mapped[str] = mapped_column(Text, index=True)
+    study_time: Mapped[str] = mapped_column(Text)
+    study_description: Mapped[str] = mapped_column(Text)
+    referring_physician_name: Mapped[str] = mapped_column(Text)
+    modality: Mapped[str] = mapped_column(Text)
+    series_number: Mapped[int | None] = mapped_column(BigInteger)
+    series_description: Mapped[str] = mapped_column(Text)
+    attributes: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class HeldInstanceRow(Base):
+    """An instance in the data directory: `place` is its directory there.
+
+    Attributes:
+        modified_ns: of the file, when it was read.
+        attributes: what a search returns of the instance, in the DICOM JSON Model.
+    """
+
+    __tablename__ = "held_instances"
+    __table_args__ = (Index("ix_held_instances_series", "study_instance_uid", "series_instance_uid"),)
+
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    sop_class_uid: Mapped[str] = mapped_column(Text)
+    transfer_syntax_uid: Mapped[str] = mapped_column(Text)
+    instance_number: Mapped[int | None] = mapped_column(BigInteger)
+    place: Mapped[str] = mapped_column(String(256), index=True)
+    file_name: Mapped[str] = mapped_column(String(256))
+    modified_ns: Mapped[int] = mapped_column(BigInteger)
+    attributes: Mapped[dict[str, Any]] = mapped_column(JSON)

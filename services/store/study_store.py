@@ -1,6 +1,6 @@
 """Where the files lie, and how a file comes to lie under its final name.
 
-    received/<study>/<series>/<sop>.dcm   what came by C-STORE
+    received/<study>/<series>/<sop>.dcm   what came by C-STORE or STOW-RS
     jobs/<job>/input/                     what came by upload
     jobs/<job>/inputs.json                which files the job reads
     jobs/<job>/result/                    findings.json, mask.nii.gz, artery.nii.gz, preview.png, *.dcm
@@ -46,6 +46,15 @@ def relative_result_path(job_id: str, name: str) -> str:
     return f"jobs/{job_id}/result/{name}"
 
 
+def put_in_place(written: Path, final_path: Path) -> None:
+    """Rename a complete file of the same file system."""
+    try:
+        os.replace(written, final_path)
+    except FileNotFoundError:
+        final_path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(written, final_path)
+
+
 class StudyStore:
     """The files below one data directory."""
 
@@ -83,11 +92,7 @@ class StudyStore:
         try:
             with temporary.open("wb") as file:
                 yield file
-            try:
-                os.replace(temporary, final_path)
-            except FileNotFoundError:
-                final_path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, final_path)
+            put_in_place(temporary, final_path)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull("no room left in the data directory", remedy="free disk space") from error

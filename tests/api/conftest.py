@@ -7,8 +7,10 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,6 @@ class RunningGateway:
     outbox: Outbox
     store: StudyStore
     queue: TaskQueue
-    _close: list[Callable[[], None]] = field(default_factory=list)
 
     def submit(self, nifti: bytes, **request: Any) -> str:
         response = self.client.post("/segment", files={"files": ("x", nifti)}, **request)
@@ -79,46 +80,47 @@ def findings_with(lesions: int) -> dict[str, Any]:
     return Findings(outcome, scan_probability=0.9 if found else 0.1, lesions=found).to_dict()
 
 
+@contextmanager
+def serving(settings: Settings) -> Iterator[RunningGateway]:
+    """A gateway with these settings, in a thread of the test's process."""
+    stopping = threading.Event()
+    app = create_app(settings, is_stopping=stopping.is_set)
+    server = uvicorn.Server(uvicorn.Config(app, port=settings.gateway_port, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert thread.is_alive(), "the gateway did not start"
+        assert time.monotonic() < deadline, "the gateway did not start in time"
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{settings.gateway_port}"
+    database = Database(settings.resolved_database_url)
+    queue = TaskQueue(settings.redis_url)
+    client = httpx.Client(base_url=url, timeout=30)
+    try:
+        yield RunningGateway(
+            url, settings, client, JobStore(database), Outbox(database), StudyStore(settings.data_dir), queue
+        )
+    finally:
+        client.close()
+        stopping.set()
+        server.should_exit = True
+        thread.join(timeout=15)
+        queue.close()
+        database.close()
+
+
 @pytest.fixture
 def start_gateway(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., RunningGateway]]:
     """Starts gateways with settings of their own; all end with the test."""
-    running: list[RunningGateway] = []
+    with ExitStack() as running:
+        numbers = count()
 
-    def start(**chosen: Any) -> RunningGateway:
-        defaults: dict[str, Any] = {"data_dir": tmp_path / f"data{len(running)}", "redis_url": redis_url}
-        settings = Settings(gateway_port=free_port(), **(defaults | chosen))
-        stopping = threading.Event()
-        app = create_app(settings, is_stopping=stopping.is_set)
-        server = uvicorn.Server(uvicorn.Config(app, port=settings.gateway_port, log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert thread.is_alive(), "the gateway did not start"
-            assert time.monotonic() < deadline, "the gateway did not start in time"
-            time.sleep(0.01)
-        url = f"http://127.0.0.1:{settings.gateway_port}"
-        database = Database(settings.resolved_database_url)
-        queue = TaskQueue(settings.redis_url)
-        client = httpx.Client(base_url=url, timeout=30)
+        def start(**chosen: Any) -> RunningGateway:
+            defaults: dict[str, Any] = {"data_dir": tmp_path / f"data{next(numbers)}", "redis_url": redis_url}
+            return running.enter_context(serving(Settings(gateway_port=free_port(), **(defaults | chosen))))
 
-        def close() -> None:
-            client.close()
-            stopping.set()
-            server.should_exit = True
-            thread.join(timeout=15)
-            queue.close()
-            database.close()
-
-        gateway = RunningGateway(
-            url, settings, client, JobStore(database), Outbox(database), StudyStore(settings.data_dir), queue, [close]
-        )
-        running.append(gateway)
-        return gateway
-
-    yield start
-    for gateway in running:
-        gateway._close[0]()
+        yield start
 
 
 @pytest.fixture

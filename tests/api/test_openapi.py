@@ -20,4 +20,6 @@ def test_served_description_is_the_file(gateway):
     for operation in operations:
         for status, response in operation["responses"].items():
             if int(status) >= 400:
-                assert list(response["content"]) == ["application/problem+json"], operation["operationId"]
+                says_what_was_refused = status == "409" and operation["operationId"].startswith("store_instances")
+                expected = "application/dicom+json" if says_what_was_refused else "application/problem+json"
+                assert list(response["content"]) == [expected], operation["operationId"]

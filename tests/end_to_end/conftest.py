@@ -17,7 +17,15 @@ import pytest
 
 from models.packages import default_package_directory
 from services.embedded_redis import free_port
-from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, running_orthanc, wait_for
+from tests.end_to_end.hospital import (
+    DICOMWEB_PLUGIN,
+    Orthanc,
+    RunningEmbolens,
+    answers,
+    echoes,
+    running_orthanc,
+    wait_for,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Of the real series some candidates lie above this score, and none near it.
@@ -26,7 +34,7 @@ CANDIDATE_SCORE, CANDIDATE_VOXEL = 0.165, 0.05
 
 @pytest.fixture(scope="session")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+    with running_orthanc(tmp_path_factory.mktemp("orthanc"), Plugins=[DICOMWEB_PLUGIN]) as running:
         yield running
 
 

@@ -55,9 +55,13 @@ class Orthanc:
         return self.http.get(f"/instances/{instance_id}/file").raise_for_status().content
 
 
+DICOMWEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+
+
 @contextmanager
-def running_orthanc(directory: Path, **configuration: Any) -> Iterator[Orthanc]:
-    """Orthanc on free ports, with these settings beside ours; ended by its process id."""
+def running_orthanc(directory: Path, *, user: tuple[str, str] | None = None, **configuration: Any) -> Iterator[Orthanc]:
+    """Orthanc on free ports, with these settings beside ours; ended by its process id. With a `user`, and that one's
+    password, it lets in nobody else."""
     if {name for _, name in socket.if_nameindex()} != {"lo"}:
         pytest.fail("Orthanc cannot bind to loopback alone: run `make test`, which gives the tests their own network")
     dicom_port, http_port = free_port(), free_port()
@@ -69,7 +73,8 @@ def running_orthanc(directory: Path, **configuration: Any) -> Iterator[Orthanc]:
         "DicomPort": dicom_port,
         "HttpPort": http_port,
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
+        "AuthenticationEnabled": user is not None,
+        "RegisteredUsers": dict([user] if user else []),
         "DicomAlwaysAllowStore": True,
         "Plugins": [],
         "OverwriteInstances": True,
@@ -83,7 +88,7 @@ def running_orthanc(directory: Path, **configuration: Any) -> Iterator[Orthanc]:
             stderr=log,
             env=os.environ | {"TCP_NODELAY": "1"},
         )
-    http = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=30)
+    http = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", auth=user, timeout=30)
     try:
         wait_for("Orthanc answers", lambda: answers(http, "/system"), 30)
         yield Orthanc(process, dicom_port, http)

@@ -268,6 +268,18 @@ class TestWatcher:
         assert jobs.get(series.job_id).reasons[0]["code"] == "input.not_dicom"
         assert not register.all()
 
+    def test_a_job_without_files_is_not_dropped_when_another_process_has_just_stored_one(self, parts) -> None:  # type: ignore[no-untyped-def]
+        register, jobs, watcher = parts
+        series = {"study_instance_uid": "1.2", "series_instance_uid": "1.2.3"}
+        register.follow(jobs.open_receiving(**series))
+        jobs.open_receiving(**series, arrivals=1)
+        (arriving,) = register.all()
+        watcher.look_at(arriving)
+        assert jobs.get(arriving.job_id).state == "receiving"
+        register.follow(jobs.get(arriving.job_id))
+        watcher.look_at(arriving)
+        assert jobs.get(arriving.job_id).state == "cancelled", "the file went away again"
+
     def test_jobs_found_receiving_at_the_start_are_taken_up(self, parts) -> None:  # type: ignore[no-untyped-def]
         _, jobs, watcher = parts
         job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="A")

@@ -29,7 +29,7 @@ from imaging.errors import InputError, StorageFull
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.identifiers import read_identifiers
 from services.ingest.intake_rules import IntakeRules
-from services.ingest.store_scp import dimse_status
+from services.ingest.storage_status import storage_status
 from services.settings import Settings
 from services.store.database import Database
 from tests.services.ingest.peers import Receiving, association, ct_series, push, save, wait_until
@@ -242,19 +242,18 @@ def test_a_full_disk_is_told_to_the_sender(receiving: Receiving, monkeypatch: py
 
 
 def test_statuses_follow_the_error_tree() -> None:
-    assert dimse_status(InputError("", code="input.unsupported_sop_class")) == 0x0122
-    assert dimse_status(InputError("", code="input.identifier_mismatch")) == 0xA900
-    assert dimse_status(InputError("")) == 0xC000
-    assert dimse_status(StorageFull("")) == 0xA700
-    assert dimse_status(OSError()) == 0xA700
+    assert storage_status(InputError("", code="input.unsupported_sop_class")) == 0x0122
+    assert storage_status(InputError("", code="input.identifier_mismatch")) == 0xA900
+    assert storage_status(InputError("")) == 0xC000
+    assert storage_status(StorageFull("")) == 0xA700
+    assert storage_status(OSError()) == 0xA700
 
 
 def test_nothing_that_names_the_patient_is_logged(receiving: Receiving, caplog: pytest.LogCaptureFixture) -> None:
     slices = ct_series(3, SeriesDescription="Secret^Person CTPA")
     with caplog.at_level(logging.DEBUG, logger="services"):
         push(receiving.port, slices)
-        receiving.wait_for_state(slices[0], "queued")
-    assert slices[0].SeriesInstanceUID in caplog.text
+        wait_until(lambda: f"series {slices[0].SeriesInstanceUID} complete" in caplog.text)
     for secret in ("Secret", "Person", "4711"):
         assert secret not in caplog.text
 

@@ -13,20 +13,19 @@ from services.dicom.headers import read_header, text
 from services.retrieve.multipart_related import parts_of
 from services.settings import Settings
 from services.store.retrievals import series_of
-from tests.end_to_end.hospital import running_orthanc
+from tests.end_to_end.hospital import DICOMWEB_PLUGIN, running_orthanc
 from tests.services.ingest.peers import ct_series
 from tests.services.retrieve.conftest import Archive, Fetching
 
-PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 RELATED = 'multipart/related; type="application/dicom"; boundary=xyz'
 
 
 @pytest.fixture(scope="module")
 def web_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    if not Path(PLUGIN).exists():
+    if not Path(DICOMWEB_PLUGIN).exists():
         pytest.fail("Orthanc's DICOMweb plugin is not installed (Debian: orthanc-dicomweb)")
     directory = tmp_path_factory.mktemp("web")
-    with running_orthanc(directory, Plugins=[PLUGIN]) as orthanc:
+    with running_orthanc(directory, Plugins=[DICOMWEB_PLUGIN]) as orthanc:
         yield Archive(orthanc, directory)
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.outbox import Outbox
+from services.store.rows import Base
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     yield database
     if not database.is_sqlite:
         with database.write() as session:
-            session.execute(text("TRUNCATE jobs, outbox, retrievals CASCADE"))
+            session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)} CASCADE"))
     database.close()
 
 

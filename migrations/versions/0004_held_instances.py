@@ -1,0 +1,63 @@
+"""what DICOMweb searches, and arrivals that the listener hears of from other processes"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+_INDEXED = ("patient_id", "accession_number", "study_date")
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("arrivals", sa.Integer(), server_default="0", nullable=False))
+        batch_op.add_column(sa.Column("indexed_at", sa.DateTime(timezone=True), nullable=True))
+    op.create_table(
+        "held_series",
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("patient_id", sa.Text(), nullable=False),
+        sa.Column("patient_name", sa.Text(), nullable=False),
+        sa.Column("accession_number", sa.Text(), nullable=False),
+        sa.Column("study_id", sa.Text(), nullable=False),
+        sa.Column("study_date", sa.Text(), nullable=False),
+        sa.Column("study_time", sa.Text(), nullable=False),
+        sa.Column("study_description", sa.Text(), nullable=False),
+        sa.Column("referring_physician_name", sa.Text(), nullable=False),
+        sa.Column("modality", sa.Text(), nullable=False),
+        sa.Column("series_number", sa.BigInteger(), nullable=True),
+        sa.Column("series_description", sa.Text(), nullable=False),
+        sa.Column("attributes", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("study_instance_uid", "series_instance_uid"),
+    )
+    for column in _INDEXED:
+        op.create_index(f"ix_held_series_{column}", "held_series", [column])
+    op.create_table(
+        "held_instances",
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_class_uid", sa.Text(), nullable=False),
+        sa.Column("transfer_syntax_uid", sa.Text(), nullable=False),
+        sa.Column("instance_number", sa.BigInteger(), nullable=True),
+        sa.Column("place", sa.String(length=256), nullable=False),
+        sa.Column("file_name", sa.String(length=256), nullable=False),
+        sa.Column("modified_ns", sa.BigInteger(), nullable=False),
+        sa.Column("attributes", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("sop_instance_uid"),
+    )
+    op.create_index("ix_held_instances_series", "held_instances", ["study_instance_uid", "series_instance_uid"])
+    op.create_index("ix_held_instances_place", "held_instances", ["place"])
+
+
+def downgrade() -> None:
+    op.drop_table("held_instances")
+    op.drop_table("held_series")
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_column("indexed_at")
+        batch_op.drop_column("arrivals")

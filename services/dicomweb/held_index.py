@@ -1,0 +1,165 @@
+"""The index that DICOMweb searches: what lies in the data directory, as rows.
+
+It is a copy. Files and jobs are the truth, and every process may bring it up to date at any time: whatever changes the
+files of a job changes its `updated_at`, so the jobs whose `indexed_at` is another are those to look at. A file is read
+once; a search reads none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sqlalchemy import and_, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from imaging.errors import InputError, NotFound
+from services.dicomweb.indexed_headers import IndexedHeader, read_indexed_header
+from services.store.database import Database
+from services.store.rows import HeldInstanceRow, HeldSeriesRow, JobRow, JobState, Source
+from services.store.study_store import StudyStore
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 500  # values of one IN
+_OUTDATED = or_(JobRow.indexed_at.is_(None), JobRow.indexed_at != JobRow.updated_at)
+
+
+class HeldIndex:
+    """Brings the index up to date and finds files by it."""
+
+    def __init__(self, database: Database, store: StudyStore) -> None:
+        self._database = database
+        self._store = store
+
+    def update(self, *, most_jobs: int) -> int:
+        """Look at the jobs that changed, the latest first; returns how many there still are.
+
+        A job of which the disk does not give a file back stays one of them.
+        """
+        with self._database.read() as session:
+            query = select(JobRow).where(_OUTDATED).order_by(JobRow.updated_at.desc()).limit(most_jobs)
+            outdated = session.scalars(query).all()
+        failed = 0
+        for job in outdated:
+            try:
+                self._index(job)
+            except (InputError, OSError) as error:
+                failed += 1
+                code = error.code if isinstance(error, InputError) else type(error).__name__
+                log.warning("the files of job %s cannot be indexed: %s", job.id, code)
+        if len(outdated) < most_jobs:
+            return failed
+        with self._database.read() as session:
+            return session.scalar(select(func.count()).select_from(JobRow).where(_OUTDATED)) or 0
+
+    def instances(
+        self, study: str, series: str | None = None, instance: str | None = None
+    ) -> Sequence[HeldInstanceRow]:
+        """In the order of series and instance number.
+
+        Raises:
+            NotFound: there is none.
+        """
+        query = select(HeldInstanceRow).where(HeldInstanceRow.study_instance_uid == study)
+        if series is not None:
+            query = query.where(HeldInstanceRow.series_instance_uid == series)
+        if instance is not None:
+            query = query.where(HeldInstanceRow.sop_instance_uid == instance)
+        number = func.coalesce(HeldInstanceRow.instance_number, 0)
+        query = query.order_by(HeldInstanceRow.series_instance_uid, number, HeldInstanceRow.sop_instance_uid)
+        with self._database.read() as session:
+            found = session.scalars(query).all()
+        if not found:
+            what = "instance" if instance else "series" if series else "study"
+            raise NotFound(f"no such {what} is held here", remedy="GET /dicom-web/studies lists what is")
+        return found
+
+    def path(self, row: HeldInstanceRow) -> Path:
+        return self._store.data_dir / row.place / row.file_name
+
+    def _index(self, job: JobRow) -> None:
+        if job.source != Source.REST.value:
+            assert job.study_instance_uid is not None
+            assert job.series_instance_uid is not None
+            directory = self._store.series_directory(job.study_instance_uid, job.series_instance_uid)
+            self._index_place(directory, directory.glob("*.dcm"))
+        elif job.input_kind == "dicom" and job.indexed_at is None:  # an upload stays what it was
+            self._index_place(self._store.upload_directory(job.id), self._uploaded(job))
+        results = self._store.result_directory(job.id)
+        self._index_place(results, results.glob("*.dcm") if _has_objects(job) else ())
+        with self._database.write() as session:
+            session.execute(update(JobRow).where(JobRow.id == job.id).values(indexed_at=job.updated_at))
+
+    def _uploaded(self, job: JobRow) -> Sequence[Path]:
+        try:
+            return self._store.read_inputs(job.id)
+        except NotFound:
+            return ()
+
+    def _index_place(self, directory: Path, paths: Iterable[Path]) -> None:
+        """Rows of the files in one directory, and of no others there."""
+        place = str(directory.relative_to(self._store.data_dir))
+        files = {str(path.relative_to(directory)): path for path in paths}
+        with self._database.read() as session:
+            columns = HeldInstanceRow.file_name, HeldInstanceRow.modified_ns
+            known = dict(session.execute(select(*columns).where(HeldInstanceRow.place == place)).tuples().all())
+        changed = {name: path for name, path in files.items() if known.get(name) != _modified_ns(path)}
+        gone = [name for name in known if name not in files or name in changed]
+        if changed or gone:
+            self._replace_rows(place, gone, _read(place, changed))
+
+    def _replace_rows(self, place: str, gone: Sequence[str], headers: Sequence[IndexedHeader]) -> None:
+        with self._database.write() as session:
+            self._database.one_at_a_time(session, "held instances")
+            _remove(session, place, gone)
+            new = {header.instance.sop_instance_uid: header for header in headers}
+            for uids in _chunks(list(new)):
+                elsewhere = select(HeldInstanceRow.sop_instance_uid).where(HeldInstanceRow.sop_instance_uid.in_(uids))
+                for uid in session.scalars(elsewhere).all():
+                    del new[uid]  # the same instance came another way too
+            for header in {
+                (one.series.study_instance_uid, one.series.series_instance_uid): one for one in new.values()
+            }.values():
+                session.merge(header.series)
+            session.add_all(header.instance for header in new.values())
+            if gone:
+                session.flush()
+                _remove_empty_series(session)
+
+
+def _has_objects(job: JobRow) -> bool:
+    """Whether the objects in the job's result directory are its result: not those of an attempt that is taken back."""
+    refused = job.state == JobState.NOT_ANALYSABLE.value and job.findings is not None
+    return refused or job.state in (JobState.DELIVERING.value, JobState.COMPLETED.value)
+
+
+def _modified_ns(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _read(place: str, files: Mapping[str, Path]) -> list[IndexedHeader]:
+    headers = [read_indexed_header(path, place, name) for name, path in files.items() if path.is_file()]
+    return [header for header in headers if header is not None]
+
+
+def _remove(session: Session, place: str, names: Sequence[str]) -> None:
+    for chunk in _chunks(names):
+        here = and_(HeldInstanceRow.place == place, HeldInstanceRow.file_name.in_(chunk))
+        session.execute(delete(HeldInstanceRow).where(here))
+
+
+def _remove_empty_series(session: Session) -> None:
+    of_series = and_(
+        HeldInstanceRow.study_instance_uid == HeldSeriesRow.study_instance_uid,
+        HeldInstanceRow.series_instance_uid == HeldSeriesRow.series_instance_uid,
+    )
+    session.execute(delete(HeldSeriesRow).where(~exists().where(of_series)))
+
+
+def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (values[begin : begin + _CHUNK] for begin in range(0, len(values), _CHUNK))

@@ -1,0 +1,96 @@
+"""Whether an instance that comes in is held already: the same for every way in.
+
+The same SOP instance again changes nothing: an instance that a job may have read already stays what it was, since a
+corrected instance has to have a new SOP Instance UID (PS3.5 section 9). A copy that differs is logged. A file that
+breaks off where the received bytes go on was torn by a power cut, and is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from imaging.errors import InputError, NotFound
+from services.dicom.file_meta import mapped, read_file_meta
+from services.dicom.storage import CT_STORAGE_SOP_CLASSES
+from services.ingest.identifiers import Identifiers
+from services.ingest.storage_status import MISMATCH, UNSUPPORTED_SOP_CLASS
+from services.store.jobs import JobStore
+from services.store.study_store import StudyStore
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED_SERIES = 64
+
+
+def check_is_ct(sop_class_uid: str) -> None:
+    """Raises InputError: another SOP class is not taken in."""
+    if sop_class_uid not in CT_STORAGE_SOP_CLASSES.values():
+        raise InputError(f"not a CT: {sop_class_uid}", code=UNSUPPORTED_SOP_CLASS)
+
+
+def check_is_named(found: Identifiers, sop_class_uid: str, sop_instance_uid: str) -> None:
+    """Raises InputError where the data set is not the instance that the sender names beside it."""
+    if (sop_class_uid, sop_instance_uid) != (found.sop_class_uid, found.sop_instance_uid):
+        raise InputError("the data set is not the instance that the request names", code=MISMATCH)
+
+
+class HeldInstances:
+    """What lies in the study store and belongs to a job."""
+
+    def __init__(self, store: StudyStore, jobs: JobStore) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._taken_in: dict[tuple[str, str], frozenset[Path]] = {}
+
+    def holds(self, named: Identifiers, data_set: memoryview, *, is_arriving: bool) -> bool:
+        """Whether the instance is here, whole, and will be in a job's inputs or is: there is nothing to store.
+
+        Args:
+            data_set: as it came, encoded, without file meta.
+            is_arriving: a job is receiving the series.
+        """
+        study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
+        path = self._store.instance_path(study, series, sop)
+        stored = _data_set_of(path)
+        if stored is None:
+            return False
+        if len(stored) < len(data_set) and data_set[: len(stored)] == stored:
+            log.warning("instance %s lies torn on disk and is replaced", sop)
+            return False
+        if not (is_arriving or self._was_taken_in(study, series, path)):
+            return False
+        if stored != data_set:
+            log.warning("instance %s came again with different content; the first one stays", sop)
+        return True
+
+    def inputs_of_jobs(self, study_instance_uid: str, series_instance_uid: str) -> Iterator[Path]:
+        """Every file that a job of the series took in."""
+        for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid):
+            with suppress(NotFound):  # its directory is gone
+                yield from self._store.read_inputs(job_id)
+
+    def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, path: Path) -> bool:
+        """Whether a job has this file among its inputs. These only grow, so what was found once is remembered."""
+        key = (study_instance_uid, series_instance_uid)
+        taken_in = self._taken_in.get(key, frozenset())
+        if path not in taken_in:
+            taken_in = frozenset(self.inputs_of_jobs(*key))
+            if len(self._taken_in) >= _REMEMBERED_SERIES:
+                self._taken_in.clear()
+            self._taken_in[key] = taken_in
+        return path in taken_in
+
+
+def _data_set_of(path: Path) -> memoryview | None:
+    """The file without its file meta, which names each sender's own software; None where there is no file."""
+    try:
+        content = mapped(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return content[read_file_meta(content).data_set_begin :]
+    except InputError:
+        return content[:0]  # torn in the middle of its meta

@@ -1,0 +1,187 @@
+"""The STOW-RS side of the intake: parts of a multipart body become instances in the study store (PS3.18 section 10.5).
+
+What holds for C-STORE holds here: CT storage classes only, the same instance again changes nothing, and an instance is
+acknowledged when it lies complete under its final name and a job is receiving its series. The listener, another
+process, notices that job and completes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom.dataset import Dataset
+
+from imaging.errors import InputError, InputTooLarge
+from services.dicom.file_meta import FILE_PREFIX, FileMeta, mapped, read_file_meta
+from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES
+from services.dicomweb.resource_urls import ResourceUrls
+from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
+from services.ingest.identifiers import Identifiers, read_identifiers
+from services.ingest.storage_status import MISMATCH, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
+from services.store.jobs import JobStore
+from services.store.rows import Source
+from services.store.study_store import StudyStore, put_in_place
+
+log = logging.getLogger(__name__)
+
+_FILE_META_BEGIN = b"\x02\x00"  # group 0002 in little endian
+
+
+class StowReceiver:
+    """Takes the parts of one request in, one after the other (`services.multipart.Parts`).
+
+    Attributes:
+        stored: items of the Referenced SOP Sequence, for instances held now, whether they are new or not.
+        failed: items of the Failed SOP Sequence.
+        unreadable: items of the Other Failures Sequence, for parts that are no instance at all.
+    """
+
+    def __init__(
+        self,
+        store: StudyStore,
+        jobs: JobStore,
+        held: HeldInstances,
+        directory: Path,
+        urls: ResourceUrls,
+        *,
+        study_instance_uid: str | None,
+        calling_address: str | None,
+        max_bytes: int,
+        max_parts: int,
+    ) -> None:
+        """`directory` is where a part lies while it arrives, on the file system of the study store."""
+        self.stored: list[Dataset] = []
+        self.failed: list[Dataset] = []
+        self.unreadable: list[Dataset] = []
+        self._store = store
+        self._jobs = jobs
+        self._held = held
+        self._urls = urls
+        self._part = directory / "part"
+        self._study_instance_uid = study_instance_uid
+        self._calling_address = calling_address
+        self._max_bytes = max_bytes
+        self._max_parts = max_parts
+        self._bytes = self._parts = 0
+        self._file: BinaryIO | None = None
+
+    def begin(self, headers: Mapping[str, str]) -> None:
+        """A part's content decides what it is, not its headers.
+
+        Raises:
+            InputTooLarge: `input.too_many_files`.
+        """
+        self._parts += 1
+        if self._parts > self._max_parts:
+            raise InputTooLarge(
+                f"more than {self._max_parts} instances in one request",
+                code="input.too_many_files",
+                remedy="send a series in several requests",
+            )
+        self._file = self._part.open("wb")
+
+    def write(self, piece: bytes) -> None:
+        """Raises InputTooLarge over the limit of bytes; OSError where the disk is full."""
+        assert self._file is not None
+        self._bytes += len(piece)
+        if self._bytes > self._max_bytes:
+            raise InputTooLarge(
+                f"the request is over the limit of {self._max_bytes} bytes", remedy="send a series in several requests"
+            )
+        self._file.write(piece)
+
+    def end(self) -> None:
+        """The instance is stored, or its refusal noted. What is no fault of it (disk, database) is raised."""
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+        named: Identifiers | None = None
+        try:
+            self._give_a_preamble()
+            content = mapped(self._part)
+            meta = read_file_meta(content)
+            with self._part.open("rb") as file:
+                file.seek(meta.data_set_begin)
+                named = read_identifiers(file, meta.transfer_syntax_uid, with_announcement=False)
+            self._check(meta, named)
+            self._take_in(named, content[meta.data_set_begin :])
+        except InputError as error:
+            log.warning("refused %s over STOW-RS: %s", named.sop_instance_uid if named else "a part", error.code)
+            item = Dataset() if named is None else _named_item(named)
+            item.FailureReason = storage_status(error)
+            (self.unreadable if named is None else self.failed).append(item)
+        else:
+            self.stored.append(_named_item(named))
+            self.stored[-1].RetrieveURL = self._urls.instance(
+                named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
+            )
+
+    def answer(self) -> Dataset:
+        """The Store Instances Response Module (PS3.18 Annex I)."""
+        answer = Dataset()
+        if self._study_instance_uid is not None:
+            answer.RetrieveURL = self._urls.study(self._study_instance_uid)
+        for keyword, items in (
+            ("ReferencedSOPSequence", self.stored),
+            ("FailedSOPSequence", self.failed),
+            ("OtherFailuresSequence", self.unreadable),
+        ):
+            if items:
+                setattr(answer, keyword, items)
+        return answer
+
+    def close(self) -> None:
+        """Call in the end, also where the request broke off."""
+        if self._file is not None:
+            with suppress(OSError):  # a full disk has said so already
+                self._file.close()
+
+    def _give_a_preamble(self) -> None:
+        """Before file meta information that a client sends without one, as pydicom writes what was never a file."""
+        with self._part.open("rb") as bare:
+            if bare.read(len(_FILE_META_BEGIN)) != _FILE_META_BEGIN:
+                return
+            bare.seek(0)
+            whole = self._part.with_name("whole")
+            with whole.open("wb") as file:
+                file.write(FILE_PREFIX)
+                shutil.copyfileobj(bare, file)
+        whole.replace(self._part)
+
+    def _check(self, meta: FileMeta, named: Identifiers) -> None:
+        check_is_ct(named.sop_class_uid)
+        check_is_named(named, meta.sop_class_uid, meta.sop_instance_uid)
+        if meta.transfer_syntax_uid not in ACCEPTED_TRANSFER_SYNTAXES:
+            raise InputError(
+                f"transfer syntax {meta.transfer_syntax_uid} is not read here", code=UNSUPPORTED_TRANSFER_SYNTAX
+            )
+        if self._study_instance_uid not in (None, named.study_instance_uid):
+            raise InputError("the instance belongs to another study than the URL names", code=MISMATCH)
+
+    def _take_in(self, named: Identifiers, data_set: memoryview) -> None:
+        study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
+        is_arriving = self._jobs.is_receiving(study, series)
+        if self._held.holds(named, data_set, is_arriving=is_arriving):
+            if not is_arriving:
+                return
+        else:
+            put_in_place(self._part, self._store.instance_path(study, series, sop))
+        # After the file: a completion that has not seen it is called off by this, or over already.
+        self._jobs.open_receiving(
+            study_instance_uid=study,
+            series_instance_uid=series,
+            calling_address=self._calling_address,
+            source=Source.DICOMWEB,
+            arrivals=1,
+        )
+
+
+def _named_item(named: Identifiers) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = named.sop_class_uid, named.sop_instance_uid
+    return item
