@@ -10,6 +10,8 @@ EmbolensError
 ├── Cancelled                 somebody asked for the work to stop
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
 ├── QueueUnavailable          the broker does not answer
+├── NodeUnavailable           a node to fetch from does not answer, or did not send all of it; it is asked again
+├── NothingToRetrieve         a node answered, and has nothing that could be fetched (never "nothing found")
 └── DeliveryError             a destination did not take an object; it will be tried again
     └── DeliveryRefused       a destination refused an object for good: trying again cannot help
 
@@ -100,6 +102,14 @@ class StorageFull(EmbolensError):
 
 class QueueUnavailable(EmbolensError):
     default_code = "queue_unavailable"
+
+
+class NodeUnavailable(EmbolensError):
+    default_code = "retrieve.node_unavailable"
+
+
+class NothingToRetrieve(EmbolensError):
+    default_code = "retrieve.nothing_to_retrieve"
 
 
 class DeliveryError(EmbolensError):

@@ -39,8 +39,16 @@ class Settings(BaseSettings):
     dicom_port: int = Field(11112, description="Port of the listener")
     max_associations: int = Field(50, description="Associations served at once")
     series_quiet_s: float = Field(20.0, description="A series without an open association is complete after this")
+    series_longest_wait_s: float = Field(
+        600.0, description="A quiet series of which slices are known to be missing waits for them up to this"
+    )
     intake_rules: Path = Field(_DEPLOY / "intake.toml", description="What is segmented, what is set aside")
     destinations: Path = Field(_DEPLOY / "destinations.toml", description="Known DICOM nodes, folders and routes")
+
+    retrieve_at_once: int = Field(2, description="Retrievals that run at once")
+    retrieve_first_backoff_s: float = Field(30.0, description="Wait after a first failed retrieval; doubles")
+    retrieve_max_backoff_s: float = Field(600.0, description="Longest wait between two attempts of a retrieval")
+    retrieve_max_attempts: int = Field(20, description="A retrieval is tried this often before it is failed")
 
     tls_certificate: Path | None = Field(
         None, description="PEM certificate chain; the listener then speaks TLS only, senders show it when asked"

@@ -171,6 +171,12 @@ def _duplicate_positions(heights_mm: NDArray[np.float64]) -> list[Reason]:
     return [Reason(reason_codes.DUPLICATE_POSITIONS, f"{duplicates} slices lie at the position of another one")]
 
 
+def missing_slices(heights_mm: NDArray[np.float64]) -> Reason | None:
+    """That slices are missing between those at these heights along their normal, in any order; None where none is."""
+    reasons = _irregular_steps(np.sort(heights_mm))
+    return next((reason for reason in reasons if reason.code == reason_codes.MISSING_SLICES), None)
+
+
 def _irregular_steps(heights_mm: NDArray[np.float64]) -> list[Reason]:
     """Why the sorted positions along the normal are not evenly spaced; duplicates are told apart by the caller.
 

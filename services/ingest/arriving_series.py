@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from services.store.jobs import JobStore
-from services.store.rows import JobRow
+from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
 
 
@@ -21,6 +21,7 @@ class ArrivingSeries:
         senders: the association threads that stored into it; an association is over when its thread is.
         being_stored: instances between "the job exists" and "the file lies under its final name".
         sop_instance_uids: instances on disk, those of an earlier job of the same series included.
+        queried_instances: SOP Instance UIDs that a retrieval fetches of it; None where it is not fetched.
         last_arrival: `time.monotonic()` of the last instance.
         is_closed: completed; an instance that comes now belongs to a new job.
     """
@@ -31,6 +32,7 @@ class ArrivingSeries:
     sop_instance_uids: set[str]
     calling_ae_title: str = ""
     announced_instances: int | None = None
+    queried_instances: frozenset[str] | None = None
     senders: set[threading.Thread] = field(default_factory=set)
     being_stored: int = 0
     last_arrival: float = field(default_factory=time.monotonic)
@@ -42,6 +44,18 @@ class ArrivingSeries:
         self.senders = {sender for sender in self.senders if sender.is_alive()}
         return len(self.senders)
 
+    def missing_of_queried(self) -> int | None:
+        return None if self.queried_instances is None else len(self.queried_instances - self.sop_instance_uids)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A series that is being fetched: its job goes back to this AE title, with this priority."""
+
+    sop_instance_uids: frozenset[str]
+    ae_title: str
+    priority: Priority
+
 
 class ArrivingSeriesRegister:
     """The series that are arriving; bounded by what is `receiving`, since a completed one is removed."""
@@ -50,6 +64,7 @@ class ArrivingSeriesRegister:
         self._store = store
         self._jobs = jobs
         self._series: dict[tuple[str, str], ArrivingSeries] = {}
+        self._expected: dict[tuple[str, str], Expected] = {}
         self._lock = threading.Lock()  # of the dictionary only, held for moments
         self._opening = threading.Lock()  # a series is opened once, also when two associations begin with it
 
@@ -71,6 +86,20 @@ class ArrivingSeriesRegister:
         """Call with the series' lock held and `is_closed` set."""
         with self._lock:
             del self._series[series.study_instance_uid, series.series_instance_uid]
+
+    @contextmanager
+    def expecting(self, study_instance_uid: str, series_instance_uid: str, expected: Expected) -> Iterator[None]:
+        """While a series is being fetched: it is complete as soon as every expected instance is here."""
+        key = (study_instance_uid, series_instance_uid)
+        with self._lock:
+            self._expected[key] = expected
+            if (known := self._series.get(key)) is not None:
+                known.queried_instances = expected.sop_instance_uids
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._expected.pop(key, None)
 
     @contextmanager
     def storing(
@@ -120,11 +149,14 @@ class ArrivingSeriesRegister:
         with self._opening:
             if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
                 return known
+            with self._lock:
+                expected = self._expected.get((study_instance_uid, series_instance_uid))
             job = self._jobs.open_receiving(
                 study_instance_uid=study_instance_uid,
                 series_instance_uid=series_instance_uid,
-                calling_ae_title=calling.ae_title,
+                calling_ae_title=calling.ae_title if expected is None else expected.ae_title,
                 calling_address=calling.address,
+                priority=Priority.ROUTINE if expected is None else expected.priority,
             )
             return self._add(job, study_instance_uid, series_instance_uid)
 
@@ -137,8 +169,11 @@ class ArrivingSeriesRegister:
             sop_instance_uids={path.stem for path in directory.glob("*.dcm")},
             calling_ae_title=job.calling_ae_title or "",
         )
+        key = (study_instance_uid, series_instance_uid)
         with self._lock:
-            return self._series.setdefault((study_instance_uid, series_instance_uid), series)
+            if (expected := self._expected.get(key)) is not None:
+                series.queried_instances = expected.sop_instance_uids
+            return self._series.setdefault(key, series)
 
 
 @dataclass(frozen=True, slots=True)

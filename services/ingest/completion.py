@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from imaging.errors import InputError, Reason, StateConflict
 from services.dicom.series_reader import SeriesInfo, inspect_headers
 from services.ingest.arriving_series import ArrivingSeries, ArrivingSeriesRegister
+from services.ingest.completeness import Completeness
 from services.ingest.intake_rules import IntakeRules, IntakeVerdict
 from services.ingest.series_selection import ranked
 from services.store.jobs import JobStore
@@ -34,6 +35,7 @@ def completion_reason(
     being_stored: int,
     quiet_for_s: float,
     series_quiet_s: float,
+    missing_of_queried: int | None = None,
 ) -> str | None:
     """Why the series is complete, or None while it is not.
 
@@ -44,6 +46,8 @@ def completion_reason(
         return None
     if announced_instances is not None and instance_count == announced_instances:
         return f"announced {announced_instances} instances received"
+    if missing_of_queried == 0:
+        return f"queried {instance_count} instances received"
     if not open_associations and quiet_for_s >= series_quiet_s:
         return f"associations released, quiet for {series_quiet_s:g} s"
     return None
@@ -63,6 +67,7 @@ class CompletionWatcher:
         jobs: JobStore,
         queue: TaskQueue,
         rules: IntakeRules,
+        completeness: Completeness,
         *,
         series_quiet_s: float,
     ) -> None:
@@ -71,6 +76,7 @@ class CompletionWatcher:
         self._jobs = jobs
         self._queue = queue
         self._rules = rules
+        self._completeness = completeness
         self._series_quiet_s = series_quiet_s
         self._tick_s = max(0.02, min(_LONGEST_TICK_S, series_quiet_s / 4))
         self._wake = threading.Event()
@@ -113,8 +119,10 @@ class CompletionWatcher:
             if series.is_closed:
                 return
             count = len(series.sop_instance_uids)
+            missing_of_queried = series.missing_of_queried()
             reason = completion_reason(
                 instance_count=count,
+                missing_of_queried=missing_of_queried,
                 announced_instances=series.announced_instances,
                 open_associations=series.open_associations(),
                 being_stored=series.being_stored,
@@ -122,10 +130,13 @@ class CompletionWatcher:
                 series_quiet_s=self._series_quiet_s,
             )
             try:
+                incomplete: tuple[Reason, ...] = ()
+                if reason is not None and missing_of_queried != 0 and count != series.announced_instances:
+                    reason, incomplete = self._completeness.judge(series, reason)
                 if reason is None:
                     self._record_count(series, count)
                     return
-                to_enqueue = self._complete(series, reason)
+                to_enqueue = self._complete(series, reason, incomplete)
             except StateConflict:
                 if self._jobs.get(series.job_id).state != JobState.CANCELLED.value:
                     log.warning("job %s was completed by another process; the series gets a new one", series.job_id)
@@ -150,7 +161,7 @@ class CompletionWatcher:
         except StateConflict:  # cancelled: what is still coming belongs to the same push and stays so
             log.debug("job %s no longer receives", series.job_id)
 
-    def _complete(self, series: ArrivingSeries, reason: str) -> Priority | None:
+    def _complete(self, series: ArrivingSeries, reason: str, incomplete: tuple[Reason, ...]) -> Priority | None:
         """The priority with which the job is now to be enqueued; None where it was not queued."""
         directory = self._store.series_directory(series.study_instance_uid, series.series_instance_uid)
         files = sorted(directory.glob("*.dcm"))
@@ -159,26 +170,28 @@ class CompletionWatcher:
             return None
         digest = self._store.write_inputs(series.job_id, files)
         verdict = self._judge(files, series)
-        if verdict.reasons:
+        if reasons := (*incomplete, *verdict.reasons):
             self._jobs.set_aside(
                 series.job_id,
-                verdict.reasons,
+                reasons,
                 inputs_digest=digest,
                 instance_count=len(files),
                 completion_reason=reason,
             )
-            codes = ", ".join(one.code for one in verdict.reasons)
+            codes = ", ".join(one.code for one in reasons)
             log.info("series %s (%d files) set aside: %s", series.series_instance_uid, len(files), codes)
             return None
+        asked_for = Priority(self._jobs.get(series.job_id).priority)
+        priority = Priority.STAT if Priority.STAT in (asked_for, verdict.priority) else Priority.ROUTINE
         self._jobs.complete_intake(
             series.job_id,
             inputs_digest=digest,
             instance_count=len(files),
             completion_reason=reason,
-            priority=verdict.priority,
+            priority=priority,
         )
         log.info("series %s complete (%s): job %s", series.series_instance_uid, reason, series.job_id)
-        return verdict.priority
+        return priority
 
     def _has_something_new(self, job_id: str, files: Sequence[Path]) -> bool:
         superseded = self._jobs.get(job_id).supersedes

@@ -1,4 +1,4 @@
-"""The listener process: the Storage SCP, from start to SIGTERM."""
+"""The listener process: the Storage SCP and what fetches studies for it, from start to SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
 from services.process_log import log_to_stderr
 from services.process_signals import stop_on_signal
+from services.retrieve.retriever import Retriever
 from services.settings import Settings
 from services.store.database import Database
 from services.store.directory_lock import lock_directory
 from services.store.jobs import JobStore
+from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 
@@ -32,10 +34,14 @@ def run_listener(settings: Settings) -> None:
     database = Database(settings.resolved_database_url)
     database.upgrade()
     queue = TaskQueue(settings.redis_url)
-    listener = Listener(settings, StudyStore(settings.data_dir), JobStore(database), queue, rules)
+    retrievals = RetrievalStore(database)
+    listener = Listener(settings, StudyStore(settings.data_dir), JobStore(database), queue, rules, retrievals)
+    retriever = Retriever(settings, listener, retrievals, rules)
     listener.start()
+    retriever.start()
     log.info("ready: %s listens on %s:%d", settings.ae_title, settings.dicom_host, listener.port)
     stopping.wait()
+    retriever.stop()
     listener.stop()
     queue.close()
     database.close()

@@ -17,9 +17,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import cast
 
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
+from pynetdicom.association import ServiceUser
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
@@ -29,11 +30,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from imaging.errors import ConfigurationError, EmbolensError, InputError, NotFound
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
+from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
 from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
 from services.store.jobs import JobStore
+from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 from services.transport_security import listener_context
@@ -76,13 +79,15 @@ class Listener:
         jobs: JobStore,
         queue: TaskQueue,
         rules: IntakeRules,
+        retrievals: RetrievalStore,
     ) -> None:
         self._settings = settings
         self._store = store
         self._jobs = jobs
         self._register = ArrivingSeriesRegister(store, jobs)
+        completeness = Completeness(settings, store, retrievals)
         self._watcher = CompletionWatcher(
-            self._register, store, jobs, queue, rules, series_quiet_s=settings.series_quiet_s
+            self._register, store, jobs, queue, rules, completeness, series_quiet_s=settings.series_quiet_s
         )
         self._ae = AE(ae_title=settings.ae_title)
         self._ae.maximum_associations = settings.max_associations
@@ -103,6 +108,10 @@ class Listener:
         assert self._port is not None, "not started"
         return self._port
 
+    @property
+    def register(self) -> ArrivingSeriesRegister:
+        return self._register
+
     def start(self) -> None:
         """Take up unfinished series, then accept associations.
 
@@ -115,7 +124,7 @@ class Listener:
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, self._turn_away_strangers),
             (evt.EVT_C_ECHO, _answer_echo),
-            (evt.EVT_C_STORE, self._answer_store),
+            (evt.EVT_C_STORE, self.answer_store),
         ]
         try:
             server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
@@ -141,8 +150,9 @@ class Listener:
             event.assoc.acse.send_reject(*_REJECTED)
             event.assoc.kill()
 
-    def _answer_store(self, event: Event) -> Dataset:
-        """One C-STORE request: Success only after the file lies under its final name."""
+    def answer_store(self, event: Event) -> Dataset:
+        """One C-STORE request, on an association of theirs or of ours (C-GET): Success only after the file lies under
+        its final name."""
         status = Dataset()
         try:
             self._store_instance(event)
@@ -150,18 +160,25 @@ class Listener:
             status.Status = dimse_status(error)
             code = error.code if isinstance(error, EmbolensError) else type(error).__name__
             status.ErrorComment = code[:64]
-            calling = event.assoc.requestor.ae_title
-            log.warning("refused %s from %s: %s", _request(event).AffectedSOPInstanceUID, calling, code)
+            log.warning("refused %s from %s: %s", _request(event).AffectedSOPInstanceUID, _peer(event).ae_title, code)
         else:
             status.Status = SUCCESS
         return status
 
     def _store_instance(self, event: Event) -> None:
-        requestor = event.assoc.requestor
-        calling = Calling(requestor.ae_title.strip(), requestor.address, event.assoc)
+        peer = _peer(event)
+        calling = Calling(peer.ae_title.strip(), peer.address, event.assoc)
         encoded = cast(BytesIO, _request(event).DataSet)
-        transfer_syntax_uid = UID(event.context.transfer_syntax)
-        named = self._identify(event, encoded, transfer_syntax_uid, with_announcement=False)
+        self.take_in(encoded, event.file_meta, calling)
+
+    def take_in(self, encoded: BytesIO, file_meta: FileMetaDataset, calling: Calling) -> None:
+        """Keep one instance, byte for byte, as part of its series.
+
+        Raises:
+            InputError: no CT, not the instance that the file meta names, or not readable.
+            StorageFull: the disk has no room.
+        """
+        named = _identify(encoded, file_meta, with_announcement=False)
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
         path = self._store.instance_path(study, series, sop)
         arriving = self._register.find(study, series)
@@ -176,15 +193,25 @@ class Listener:
             return
         announced = None
         if arriving is None:
-            first = self._identify(event, encoded, transfer_syntax_uid, with_announcement=True)
+            first = _identify(encoded, file_meta, with_announcement=True)
             announced = first.announced_instances
         with self._register.storing(study, series, sop, calling) as receiving, self._store.arriving_file(path) as file:
             receiving.announced_instances = announced or receiving.announced_instances
             file.write(_FILE_PREFIX)
-            file.write(encode_file_meta(event.file_meta))
+            file.write(encode_file_meta(file_meta))
             file.write(encoded.getbuffer())
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
+
+    def held(self, study_instance_uid: str, series_instance_uid: str) -> set[str]:
+        """SOP Instance UIDs that are here and belong to a job, or will."""
+        if (arriving := self._register.find(study_instance_uid, series_instance_uid)) is not None:
+            return set(arriving.sop_instance_uids)
+        found: set[str] = set()
+        for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid):
+            with suppress(NotFound):  # its directory is gone
+                found.update(path.stem for path in self._store.read_inputs(job_id) if path.exists())
+        return found
 
     def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, path: Path) -> bool:
         """Whether a job has this file among its inputs. These only grow, so what was found once is remembered."""
@@ -198,22 +225,24 @@ class Listener:
                     self._taken_in[key].update(self._store.read_inputs(job_id))
         return path in self._taken_in[key]
 
-    def _identify(
-        self, event: Event, encoded: BytesIO, transfer_syntax_uid: UID, *, with_announcement: bool
-    ) -> Identifiers:
-        request = _request(event)
-        if request.AffectedSOPClassUID not in CT_STORAGE_SOP_CLASSES.values():
-            raise InputError(f"not a CT: {request.AffectedSOPClassUID}", code=_UNSUPPORTED)
-        encoded.seek(0)
-        found = read_identifiers(encoded, transfer_syntax_uid, with_announcement=with_announcement)
-        asked = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
-        if asked != (found.sop_class_uid, found.sop_instance_uid):
-            raise InputError("the data set is not the instance that the request names", code=_MISMATCH)
-        return found
+
+def _identify(encoded: BytesIO, file_meta: FileMetaDataset, *, with_announcement: bool) -> Identifiers:
+    asked = (file_meta.MediaStorageSOPClassUID, file_meta.MediaStorageSOPInstanceUID)
+    if asked[0] not in CT_STORAGE_SOP_CLASSES.values():
+        raise InputError(f"not a CT: {asked[0]}", code=_UNSUPPORTED)
+    encoded.seek(0)
+    found = read_identifiers(encoded, UID(file_meta.TransferSyntaxUID), with_announcement=with_announcement)
+    if asked != (found.sop_class_uid, found.sop_instance_uid):
+        raise InputError("the data set is not the instance that the request names", code=_MISMATCH)
+    return found
 
 
 def _request(event: Event) -> C_STORE:
     return cast(C_STORE, event.request)
+
+
+def _peer(event: Event) -> ServiceUser:
+    return event.assoc.acceptor if event.assoc.is_requestor else event.assoc.requestor
 
 
 def _answer_echo(event: Event) -> int:

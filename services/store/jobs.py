@@ -93,8 +93,12 @@ class JobStore:
         series_instance_uid: str,
         calling_ae_title: str,
         calling_address: str | None = None,
+        priority: Priority = Priority.ROUTINE,
     ) -> JobRow:
-        """The job that is receiving this series; a new one if none is. A new one supersedes the series' last job."""
+        """The job that is receiving this series; a new one if none is. A new one supersedes the series' last job.
+
+        `priority` is the least that the job gets when it is queued.
+        """
         with self._database.write() as session:
             self._database.one_at_a_time(session, f"receiving {series_instance_uid}")
             of_series = (
@@ -117,6 +121,7 @@ class JobStore:
                 series_instance_uid=series_instance_uid,
                 calling_ae_title=calling_ae_title,
                 calling_address=calling_address,
+                priority=priority.value,
                 supersedes=None if last is None else last.id,
             )
             session.add(job)

@@ -50,6 +50,19 @@ class Source(StrEnum):
     REST = "rest"
 
 
+class RetrievalState(StrEnum):
+    """pending -> running -> completed | failed | cancelled; running -> pending to be tried again."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL_RETRIEVAL_STATES = frozenset({RetrievalState.COMPLETED, RetrievalState.FAILED, RetrievalState.CANCELLED})
+
+
 class DeliveryState(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -145,3 +158,36 @@ class OutboxRow(Base):
     last_error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class RetrievalRow(Base):
+    """One study that is fetched from a node, or the run of a rule that finds such studies."""
+
+    __tablename__ = "retrievals"
+    __table_args__ = (
+        Index("ix_retrievals_due", "state", "next_attempt_at"),
+        Index("ix_retrievals_study", "study_instance_uid"),
+        UniqueConstraint("run_key", name="uq_retrievals_run_key"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[str] = mapped_column(String(8))
+    node: Mapped[str] = mapped_column(String(128))
+    study_instance_uid: Mapped[str | None] = mapped_column(String(64))  # None: the run of a rule
+    series_instance_uid: Mapped[str | None] = mapped_column(String(64))
+    rule: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    run_key: Mapped[str | None] = mapped_column(String(128))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("retrievals.id"), index=True)
+
+    series: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    studies_found: Mapped[int | None] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer)
+    next_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,7 +17,7 @@ import pytest
 
 from models.packages import default_package_directory
 from services.embedded_redis import free_port
-from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, wait_for
+from tests.end_to_end.hospital import Orthanc, RunningEmbolens, answers, echoes, running_orthanc, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Of the real series some candidates lie above this score, and none near it.
@@ -28,39 +26,8 @@ CANDIDATE_SCORE, CANDIDATE_VOXEL = 0.165, 0.05
 
 @pytest.fixture(scope="session")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    if {name for _, name in socket.if_nameindex()} != {"lo"}:
-        pytest.fail("Orthanc cannot bind to loopback alone: run `make test`, which gives the tests their own network")
-    directory = tmp_path_factory.mktemp("orthanc")
-    dicom_port, http_port = free_port(), free_port()
-    configuration = {
-        "Name": "test PACS",
-        "StorageDirectory": str(directory),
-        "IndexDirectory": str(directory),
-        "DicomAet": "ORTHANC",
-        "DicomPort": dicom_port,
-        "HttpPort": http_port,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-        "Plugins": [],
-        "OverwriteInstances": True,
-    }
-    (directory / "orthanc.json").write_text(json.dumps(configuration))
-    with (directory / "orthanc.log").open("wb") as log:
-        process = subprocess.Popen(
-            ["Orthanc", str(directory / "orthanc.json")],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"TCP_NODELAY": "1"},
-        )
-    http = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=30)
-    try:
-        wait_for("Orthanc answers", lambda: answers(http, "/system"), 30)
-        yield Orthanc(process, dicom_port, http)
-    finally:
-        http.close()
-        process.terminate()
-        process.wait(timeout=20)
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import pytest
+
+from services.embedded_redis import free_port
 
 T = TypeVar("T")
 END_STATES = {"completed", "not_analysable", "cancelled", "failed"}
@@ -48,6 +53,44 @@ class Orthanc:
 
     def file(self, instance_id: str) -> bytes:
         return self.http.get(f"/instances/{instance_id}/file").raise_for_status().content
+
+
+@contextmanager
+def running_orthanc(directory: Path, **configuration: Any) -> Iterator[Orthanc]:
+    """Orthanc on free ports, with these settings beside ours; ended by its process id."""
+    if {name for _, name in socket.if_nameindex()} != {"lo"}:
+        pytest.fail("Orthanc cannot bind to loopback alone: run `make test`, which gives the tests their own network")
+    dicom_port, http_port = free_port(), free_port()
+    merged: dict[str, Any] = {
+        "Name": "test PACS",
+        "StorageDirectory": str(directory),
+        "IndexDirectory": str(directory),
+        "DicomAet": "ORTHANC",
+        "DicomPort": dicom_port,
+        "HttpPort": http_port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True,
+        "Plugins": [],
+        "OverwriteInstances": True,
+        **configuration,
+    }
+    (directory / "orthanc.json").write_text(json.dumps(merged))
+    with (directory / "orthanc.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["Orthanc", str(directory / "orthanc.json")],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"TCP_NODELAY": "1"},
+        )
+    http = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=30)
+    try:
+        wait_for("Orthanc answers", lambda: answers(http, "/system"), 30)
+        yield Orthanc(process, dicom_port, http)
+    finally:
+        http.close()
+        process.terminate()
+        process.wait(timeout=20)
 
 
 @dataclass

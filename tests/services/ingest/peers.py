@@ -18,6 +18,7 @@ from services.ingest.store_scp import Listener
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobFilter, JobStore
+from services.store.retrievals import RetrievalStore
 from services.store.rows import JobRow
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -102,7 +103,7 @@ class Receiving:
         self.store = StudyStore(settings.data_dir)
         self.jobs = JobStore(database)
         self.queue = TaskQueue(settings.redis_url)
-        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules)
+        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, RetrievalStore(database))
         self.listener.start()
 
     @property

@@ -15,6 +15,7 @@ import pytest
 from imaging.errors import ConfigurationError
 from services.embedded_redis import free_port
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
+from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher, completion_reason
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.listener import run_listener
@@ -22,6 +23,7 @@ from services.ingest.series_selection import SelectionRule
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
+from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 from tests.services.ingest.peers import Receiving, association, ct_series, jobs_of, push, wait_until
@@ -226,7 +228,9 @@ class TestWatcher:
     ) -> Iterator[tuple[ArrivingSeriesRegister, JobStore, CompletionWatcher]]:
         store, jobs, queue = StudyStore(settings.data_dir), JobStore(database), TaskQueue(settings.redis_url)
         register = ArrivingSeriesRegister(store, jobs)
-        yield register, jobs, CompletionWatcher(register, store, jobs, queue, IntakeRules(), series_quiet_s=0.0)
+        completeness = Completeness(settings, store, RetrievalStore(database))
+        watcher = CompletionWatcher(register, store, jobs, queue, IntakeRules(), completeness, series_quiet_s=0.0)
+        yield register, jobs, watcher
         queue.close()
 
     def test_a_job_of_which_no_file_came_is_dropped_quietly(self, parts) -> None:  # type: ignore[no-untyped-def]
