@@ -14,6 +14,7 @@ from services.store.jobs import Delivery
 from services.store.rows import JobRow, Source
 from services.store.study_store import relative_result_path
 from services.toml_file import TomlTable
+from services.worklist.worklist_table import Worklist
 
 if TYPE_CHECKING:
     from services.dicom.result_files import ResultFiles
@@ -107,6 +108,7 @@ class Destinations(TomlTable):
     dicomweb: tuple[DicomWeb, ...] = ()
     routes: tuple[Route, ...] = ()
     retrieve: tuple[RetrieveRule, ...] = ()
+    worklists: tuple[Worklist, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique_and_known(self) -> Destinations:
@@ -125,6 +127,15 @@ class Destinations(TomlTable):
         for rule in self.retrieve:
             if (node := self.node(rule.node)) is None or node.retrieve is None:
                 raise ValueError(f"the rule {rule.name} retrieves from {rule.node}, no node that says how (`retrieve`)")
+        return self
+
+    @model_validator(mode="after")
+    def _worklists_are_of_known_services(self) -> Destinations:
+        if len({worklist.name for worklist in self.worklists}) < len(self.worklists):
+            raise ValueError("two worklists have the same name")
+        for worklist in self.worklists:
+            if self.dicomweb_service(worklist.server) is None:
+                raise ValueError(f"the worklist {worklist.name} is of {worklist.server}, no [[dicomweb]] service")
         return self
 
     def deliveries_for(self, job: JobRow, written: ResultFiles) -> list[Delivery]:

@@ -65,7 +65,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     yield database
     if not database.is_sqlite:
         with database.write() as session:
-            session.execute(text("TRUNCATE jobs, outbox, retrievals CASCADE"))
+            session.execute(text("TRUNCATE jobs, outbox, retrievals, worklist_items CASCADE"))
     database.close()
 
 

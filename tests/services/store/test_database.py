@@ -26,7 +26,7 @@ def test_processes_that_start_together_migrate_once(database: Database, tmp_path
     url = database.url if not database.is_sqlite else f"sqlite:///{tmp_path / 'fresh.sqlite'}"
     if not database.is_sqlite:
         with database.write() as session:
-            session.execute(text("DROP TABLE retrievals, outbox, jobs, alembic_version"))
+            session.execute(text("DROP TABLE worklist_items, retrievals, outbox, jobs, alembic_version"))
     starting = [Database(url) for _ in range(4)]
     failures: list[BaseException] = []
 
