@@ -13,6 +13,8 @@ from typing import Any
 from websockets.exceptions import InvalidHandshake, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from services.store.study_store import is_uid
+
 log = logging.getLogger(__name__)
 
 # Event Type ID (0000,1002), PS3.4 Table CC.2.4-1
@@ -24,6 +26,7 @@ _OPEN_TIMEOUT_S = 10.0
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 _MAX_EVENT_BYTES = 1024**2
+_MAX_REASON_CHARACTERS = 10_240  # VR LT
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,11 @@ def read_event(message: str | bytes) -> WorkitemEvent | None:
         content = json.loads(message)
         dataset = content[0] if isinstance(content, list) else content
         reason = (dataset.get("00741238") or {}).get("Value") or [""]  # Reason For Cancellation
-        return WorkitemEvent(
+        event = WorkitemEvent(
             workitem_uid=str(dataset["00001000"]["Value"][0]),  # Affected SOP Instance UID
             event_type=int(dataset["00001002"]["Value"][0]),  # Event Type ID
-            reason=str(reason[0]),
+            reason=str(reason[0]).replace("\0", "")[:_MAX_REASON_CHARACTERS],
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
+    return event if is_uid(event.workitem_uid) else None

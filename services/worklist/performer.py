@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 _LONGEST_BACKOFF_S = 300.0
 _CHANNEL_TIMEOUT_S = 3.0
+_STOP_TIMEOUT_S = 10.0
 # So often a workitem is tried to be ended as it should; then as often as CANCELED, with nothing but the reason.
 _TRIES = 5
 _WITH_OBJECTS = (JobState.DELIVERING, JobState.COMPLETED, JobState.NOT_ANALYSABLE)
@@ -89,7 +90,7 @@ class Performer:
         """What is in hand is taken up again at the next start."""
         self._stopping.set()
         self._wake.set()
-        self._thread.join()
+        self._thread.join(_STOP_TIMEOUT_S)  # an answer that does not come is waited for longer; nothing hangs on it
         self._channel.stop()
 
     def _work(self) -> None:
@@ -135,7 +136,7 @@ class Performer:
         room = self._worklist.at_once - len(self._items.held(self._worklist.name))
         if room <= 0:
             return
-        found = {workitem.uid: workitem for workitem in self._client.search_scheduled() if workitem.uid}
+        found = {workitem.uid: workitem for workitem in self._client.search_scheduled()}
         known = self._items.known_among(self._worklist.name, found)
         waiting = sorted((one for uid, one in found.items() if uid not in known), key=lambda one: one.urgency)
         for seen in waiting:
@@ -154,7 +155,7 @@ class Performer:
             self._worklist.name,
             workitem.uid,
             priority=workitem.priority,
-            workitem_code=workitem_code,
+            workitem_code=workitem_code.model_dump(),
             inputs=workitem.inputs(destinations, retrieved_from(destinations), self._worklist.retrieve_from),
         )
         return item is not None and self._claim(item)

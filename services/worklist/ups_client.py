@@ -11,7 +11,8 @@ import httpx
 from pydicom.dataset import Dataset
 
 from imaging.errors import WorklistRefused, WorklistUnavailable
-from services.dicom.headers import MALFORMED
+from services.dicom.headers import MALFORMED, text
+from services.store.study_store import is_uid
 from services.worklist.workitem import READY, SCHEDULED, Workitem
 from services.worklist.worklist_table import Worklist
 
@@ -55,7 +56,7 @@ class UpsClient:
             for page in range(_MOST_PAGES):
                 answer = self._ask("GET", "workitems", params=query | {"limit": _PAGE, "offset": page * _PAGE})
                 found = _datasets(answer) if answer.content else []
-                yield from map(Workitem, found)
+                yield from (Workitem(one) for one in found if is_uid(text(one, "SOPInstanceUID")))
                 if len(found) < _PAGE:
                     break
 

@@ -9,14 +9,13 @@ from datetime import datetime
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DT
 
-from imaging.errors import InputError
 from services.delivery.destinations import DICOMWEB, Destinations
 from services.dicom.headers import MALFORMED, text
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 from services.store.rows import Priority
-from services.store.study_store import checked_uid
+from services.store.study_store import is_uid
 from services.store.worklist_items import InputSeries
-from services.worklist.worklist_table import Worklist
+from services.worklist.worklist_table import Code, Worklist
 
 # Procedure Step State (0074,1000), PS3.4 Table CC.1.1-1
 SCHEDULED = "SCHEDULED"
@@ -53,18 +52,15 @@ class Workitem:
         priority = text(self.dataset, "ScheduledProcedureStepPriority")
         return _URGENCY.get(priority, len(_URGENCY)), text(self.dataset, "ScheduledProcedureStepStartDateTime")
 
-    def code(self, worklist: Worklist) -> dict[str, str] | None:
-        """The scheduled workitem code, as scheduled, if it is one that the worklist's table lists."""
-        for item in _items(self.dataset, "ScheduledWorkitemCodeSequence"):
-            if any(one.is_same_as(*_coded(item)) for one in worklist.workitem_codes):
-                value, scheme = _coded(item)
-                return {"value": value, "scheme": scheme, "meaning": text(item, "CodeMeaning")}
-        return None
+    def code(self, worklist: Worklist) -> Code | None:
+        """The scheduled workitem code, if it is one that the worklist's table lists."""
+        scheduled = [_coded(item) for item in _items(self.dataset, "ScheduledWorkitemCodeSequence")]
+        return next((one for one in worklist.workitem_codes if (one.value, one.scheme) in scheduled), None)
 
     def is_for_us(self, worklist: Worklist, now: datetime) -> bool:
         """Whether it waits for us. Asked of every workitem found: origin servers need not match by every key."""
         stations = [_coded(item) for item in _items(self.dataset, "ScheduledStationNameCodeSequence")]
-        ours = any(worklist.station.is_same_as(*station) for station in stations)
+        ours = (worklist.station.value, worklist.station.scheme) in stations
         return (
             self.state == SCHEDULED
             and text(self.dataset, "InputReadinessState") == READY
@@ -96,10 +92,9 @@ class Workitem:
             ct_images = [text(one, "ReferencedSOPInstanceUID") for sop_class, one in images if sop_class in _CT_CLASSES]
             if images and not ct_images:
                 continue
-            try:
-                key = checked_uid(text(item, "StudyInstanceUID")), checked_uid(text(item, "SeriesInstanceUID"))
-            except InputError:
-                continue  # an item that names no series, or is not DICOM
+            key = text(item, "StudyInstanceUID"), text(item, "SeriesInstanceUID")
+            if not all(map(is_uid, key)):
+                continue  # it names no series, or is not DICOM
             before = found[key].sop_instance_uids if key in found else ()
             named = (who for who in _held_by(item, destinations) if who in fetchable)
             found[key] = InputSeries(*key, (*before, *ct_images), next(named, otherwise))

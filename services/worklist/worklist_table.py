@@ -14,9 +14,6 @@ class Code(TomlTable):
     scheme: str = Field(min_length=1, max_length=16)
     meaning: str = Field(min_length=1, max_length=64)
 
-    def is_same_as(self, value: str, scheme: str) -> bool:
-        return (self.value, self.scheme) == (value, scheme)
-
 
 COMPUTER_AIDED_DETECTION = Code(value="110004", scheme="DCM", meaning="Computer Aided Detection")  # CID 9231
 

@@ -20,7 +20,19 @@ def test_a_cancel_request_with_and_without_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", ["", "[]", "null", "7", '"x"', "{}", '{"00001000": 1}', b"\xff\xfe", '{"00001000": {"Value": ["1"]}}']
+    "message",
+    [
+        "",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        "{}",
+        '{"00001000": 1}',
+        b"\xff\xfe",
+        '{"00001000": {"Value": ["1"]}}',
+        REPORT.replace("1.2.3", "1\\u00002") % "",
+    ],
 )
 def test_what_is_no_event_report_is_none(message: str | bytes) -> None:
     assert read_event(message) is None
