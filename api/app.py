@@ -12,7 +12,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import event_routes, health_routes, page_routes, result_routes, status_routes, submission_routes
+from api import (
+    event_routes,
+    health_routes,
+    page_routes,
+    result_routes,
+    retrieve_routes,
+    status_routes,
+    submission_routes,
+)
 from api.gateway import Gateway
 from api.problems import add_problem_handlers
 from api.schemas import ProblemSchema
@@ -23,6 +31,7 @@ from services.version import VERSION
 _TAGS = [
     {"name": "segment", "description": "Studies and their jobs, however they came in"},
     {"name": "results", "description": "What came out"},
+    {"name": "retrieve", "description": "Studies fetched from configured nodes"},
     {"name": "health", "description": "For load balancers and orchestrators"},
 ]
 
@@ -49,7 +58,15 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
     )
-    for routes in (submission_routes, status_routes, event_routes, result_routes, health_routes, page_routes):
+    for routes in (
+        submission_routes,
+        status_routes,
+        event_routes,
+        result_routes,
+        retrieve_routes,
+        health_routes,
+        page_routes,
+    ):
         app.include_router(routes.router)
     add_problem_handlers(app)
     app.add_middleware(_SafeHeaders)

@@ -15,6 +15,7 @@ from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.outbox import Outbox
+from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 
@@ -29,6 +30,7 @@ class Gateway:
     settings: Settings
     database: Database
     jobs: JobStore
+    retrievals: RetrievalStore
     outbox: Outbox
     store: StudyStore
     queue: TaskQueue
@@ -51,7 +53,8 @@ class Gateway:
         database = Database(settings.resolved_database_url)
         database.upgrade()
         store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
-        return cls(settings, database, JobStore(database), Outbox(database), store, queue, rules)
+        jobs, retrievals = JobStore(database), RetrievalStore(database)
+        return cls(settings, database, jobs, retrievals, Outbox(database), store, queue, rules)
 
     def close(self) -> None:
         self.queue.close()

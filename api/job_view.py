@@ -19,6 +19,7 @@ from imaging.errors import Reason
 from imaging.findings import Findings, Outcome
 from services.store.rows import FINAL_STATES, DeliveryState, JobRow, JobState, OutboxRow
 
+_TRIED_AGAIN = (DeliveryState.PENDING, DeliveryState.STORED)
 _WITH_RESULT = (JobState.DELIVERING, JobState.COMPLETED)
 
 
@@ -139,7 +140,9 @@ def _delivery(row: OutboxRow) -> DeliverySchema:
         state=DeliveryState(row.state),
         attempts=row.attempts,
         sop_instance_uid=row.sop_instance_uid,
+        message_id=row.message_id,
         last_error=row.last_error,
-        next_attempt_at=row.next_attempt_at if row.state == DeliveryState.PENDING else None,
+        next_attempt_at=row.next_attempt_at if row.state in _TRIED_AGAIN else None,
         delivered_at=row.delivered_at,
+        committed_at=row.committed_at,
     )

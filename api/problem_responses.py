@@ -8,7 +8,7 @@ from api.problems import MEDIA_TYPE
 
 _MEANINGS = {
     400: "The multipart body is malformed",
-    404: "No such job, or the job has no such file",
+    404: "No such job, or the job has no such file; no such node, rule or retrieval",
     409: "The job's state does not allow this, or the Idempotency-Key is in use",
     413: "Over a limit of bytes or files",
     415: "Neither multipart/form-data nor one of the raw media types",

@@ -60,6 +60,8 @@ _TITLES = {
     "queue_unavailable": "The queue does not answer",
     "database_unavailable": "The database does not answer",
     "request.invalid": "The request's parameters are not valid",
+    "retrieve.unknown_node": "No such node to fetch from",
+    "retrieve.unknown_rule": "No such rule",
     "not_ready": "The gateway cannot take studies now",
     "internal": "An error inside Embolens",
 }

@@ -63,15 +63,17 @@ class JobErrorSchema(Schema):
 
 
 class DeliverySchema(Schema):
-    """What became of sending one result object to one destination."""
+    """What became of sending one result object, or one notification, to one destination."""
 
-    destination: str = Field(examples=["PACS"])
-    state: DeliveryState
+    destination: str = Field(examples=["node:PACS"])
+    state: DeliveryState = Field(description="stored: the destination has it and is yet to commit to keeping it")
     attempts: int
-    sop_instance_uid: str
+    sop_instance_uid: str | None = Field(description="null for a notification")
+    message_id: str | None = Field(description="Of a notification, the same however often it is sent")
     last_error: str | None
-    next_attempt_at: datetime | None = Field(description="null unless pending")
+    next_attempt_at: datetime | None = Field(description="null unless pending or stored")
     delivered_at: datetime | None
+    committed_at: datetime | None = Field(description="When the node committed to keeping the object, if it was asked")
 
 
 class LinksSchema(Schema):
@@ -100,7 +102,9 @@ class JobSummarySchema(Schema):
     priority: Priority
     source: Source
     input_kind: Literal["dicom", "nifti", "nrrd"]
-    calling_ae_title: str | None = Field(description="Who sent it by C-STORE")
+    calling_ae_title: str | None = Field(
+        description="Who sent it by C-STORE, or what it was fetched from: an AE title, or dicomweb:NAME"
+    )
     study_instance_uid: str | None
     series_instance_uid: str | None
     instance_count: int

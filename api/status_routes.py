@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import uuid
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -13,9 +9,9 @@ from fastapi import APIRouter, Query
 from api.gateway import OpenGateway
 from api.job_id import JobId
 from api.job_view import job_view, summaries
+from api.page_cursor import cursor_after, place_of
 from api.problem_responses import problem_responses
 from api.schemas import JobPageSchema, JobSchema
-from imaging.errors import InputError
 from services.store.jobs import JobFilter
 from services.store.rows import JobRow, JobState, Priority, Source
 
@@ -41,7 +37,7 @@ def list_jobs(
     after = None if cursor is None else _row_at(cursor)
     found = gateway.jobs.page(wanted, limit=limit + 1, after=after)
     jobs = found[:limit]
-    return JobPageSchema(jobs=summaries(gateway, jobs), next=_cursor_after(jobs[-1]) if len(found) > limit else None)
+    return JobPageSchema(jobs=summaries(gateway, jobs), next=_next(jobs[-1]) if len(found) > limit else None)
 
 
 @router.get("/segment/{job_id}", summary="Look at a job", response_model=JobSchema, responses=problem_responses(404))
@@ -50,15 +46,10 @@ def get_job(job_id: JobId, gateway: OpenGateway) -> JobSchema:
     return job_view(gateway, job_id)
 
 
-def _cursor_after(job: JobRow) -> str:
-    return base64.urlsafe_b64encode(f"{job.created_at.isoformat()} {job.id}".encode()).decode()
+def _next(last: JobRow) -> str:
+    return cursor_after(last.created_at, last.id)
 
 
 def _row_at(cursor: str) -> JobRow:
-    try:
-        created_at, job_id = base64.urlsafe_b64decode(cursor.encode("ascii")).decode("ascii").split(" ")
-        return JobRow(id=str(uuid.UUID(job_id)), created_at=datetime.fromisoformat(created_at).astimezone(UTC))
-    except (ValueError, OverflowError, binascii.Error):
-        raise InputError(
-            f"cursor {cursor!r}", code="request.invalid_cursor", remedy="use `next` of the page before as it is"
-        ) from None
+    created_at, job_id = place_of(cursor)
+    return JobRow(id=job_id, created_at=created_at)

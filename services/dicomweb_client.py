@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import httpx
 
 from services.delivery.destinations import DicomWeb
-from services.secret_file import read_secret
+from services.secret_file import bearer_token, read_secret
 from services.settings import Settings
 from services.transport_security import sender_context
 
@@ -28,6 +26,7 @@ def dicomweb_client(service: DicomWeb, settings: Settings) -> httpx.Client:
     return httpx.Client(
         base_url=base,
         auth=_credentials(service),
+        headers=bearer_token(service.token_file),
         verify=sender_context(settings) if base.startswith("https:") else False,
         timeout=httpx.Timeout(_REPLY_TIMEOUT_S, connect=_CONNECTION_TIMEOUT_S),
         follow_redirects=False,
@@ -35,18 +34,7 @@ def dicomweb_client(service: DicomWeb, settings: Settings) -> httpx.Client:
     )
 
 
-def _credentials(service: DicomWeb) -> httpx.Auth | None:
-    if service.token_file is not None:
-        return _BearerToken(read_secret(service.token_file))
-    if service.username is not None and service.password_file is not None:
-        return httpx.BasicAuth(service.username, read_secret(service.password_file))
-    return None
-
-
-class _BearerToken(httpx.Auth):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        yield request
+def _credentials(service: DicomWeb) -> httpx.BasicAuth | None:
+    if service.username is None or service.password_file is None:
+        return None
+    return httpx.BasicAuth(service.username, read_secret(service.password_file))

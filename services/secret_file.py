@@ -21,3 +21,8 @@ def read_secret(path: Path) -> str:
     if not secret:
         raise ConfigurationError(f"{path} holds no secret", code="secret.unreadable")
     return secret
+
+
+def bearer_token(path: Path | None) -> dict[str, str]:
+    """The header of a request that shows the token in this file; none without a file. Raises as `read_secret`."""
+    return {} if path is None else {"Authorization": f"Bearer {read_secret(path)}"}

@@ -97,13 +97,14 @@ class Pipeline:
         identity = identify_result(self.segmenter.package, source.content_digest(), seg_options=self.seg_options)
         with self._result_directory(job) as directory:
             written = write_results(source, result, directory, identity, self.seg_options)
+            deliveries = self.destinations.deliveries_for(job, written)
             progress(Stage.WRITE, 1.0)
         self.jobs.finish(
             job.id,
             owner,
             findings=written.findings.to_dict(),
             stage_seconds={**progress.done(), **result.stage_seconds},
-            deliveries=self.destinations.deliveries_for(job, written),
+            deliveries=deliveries,
         )
         log.info("job %s: %s", job.id, written.findings.outcome)
 
@@ -113,12 +114,8 @@ class Pipeline:
         lease.check()
         with self._result_directory(job) as directory:
             written = write_not_analysable(findings, directory, identity, self.store.read_inputs(job.id))
-        self.jobs.finish_not_analysable(
-            job.id,
-            owner,
-            written.findings.to_dict(),
-            deliveries=self.destinations.deliveries_for(job, written),
-        )
+            deliveries = self.destinations.deliveries_for(job, written)
+        self.jobs.finish_not_analysable(job.id, owner, written.findings.to_dict(), deliveries=deliveries)
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:

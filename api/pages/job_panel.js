@@ -133,7 +133,7 @@ function deliveries(job) {
   const rows = job.deliveries.map((delivery) =>
     element("p", { class: "delivery", "data-state": delivery.state },
       element("strong", {}, delivery.destination),
-      element("span", {}, delivery.state === "delivered" ? `delivered ${timeText(delivery.delivered_at)}` : `${delivery.state}, tried ${delivery.attempts === 1 ? "once" : `${delivery.attempts} times`}`),
+      element("span", {}, delivery.state === "delivered" ? `${delivery.committed_at ? "committed" : "delivered"} ${timeText(delivery.delivered_at)}` : `${delivery.state}, tried ${delivery.attempts === 1 ? "once" : `${delivery.attempts} times`}`),
       delivery.last_error ? element("small", {}, delivery.last_error) : null));
   return section("Sent to", ...rows);
 }

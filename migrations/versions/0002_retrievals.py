@@ -12,6 +12,9 @@ depends_on = None
 
 
 def upgrade() -> None:
+    if op.get_context().dialect.name != "sqlite":  # which knows no lengths
+        op.alter_column("jobs", "calling_ae_title", existing_type=sa.String(length=16), type_=sa.String(length=80))
+
     op.create_table(
         "retrievals",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -50,3 +53,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_retrievals_due")
 
     op.drop_table("retrievals")
+
+    op.execute("UPDATE jobs SET calling_ae_title = NULL WHERE length(calling_ae_title) > 16")
+    if op.get_context().dialect.name != "sqlite":
+        op.alter_column("jobs", "calling_ae_title", existing_type=sa.String(length=80), type_=sa.String(length=16))

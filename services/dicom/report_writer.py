@@ -12,7 +12,8 @@ from pydicom.uid import EncapsulatedPDFStorage
 from imaging.findings import RESEARCH_USE_ONLY, Findings
 from services.dicom.identity import ResultIdentity
 from services.dicom.result_kind import ResultKind
-from services.dicom.result_object import SopInstance, plain_object, reference_to, save_whole
+from services.dicom.result_object import SopInstance, plain_object, save_whole
+from services.dicom.sop_reference import reference_to
 
 
 def write_report(

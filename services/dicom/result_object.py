@@ -127,13 +127,6 @@ def plain_object(
     return instance
 
 
-def reference_to(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
-    """An item that names an instance (PS3.3 Table 10-11)."""
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
-    return item
-
-
 def save_whole(instance: Dataset, source: Dataset, path: Path) -> SopInstance:
     """Write the object under `path`, complete or not at all, without anything that was taken from the clock.
 

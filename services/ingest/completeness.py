@@ -18,7 +18,7 @@ from services.dicom.headers import numbers, read_header, text
 from services.dicom.stack_geometry import missing_slices
 from services.ingest.arriving_series import ArrivingSeries
 from services.retrieve.archives import counting_archive
-from services.retrieve.found import Archive
+from services.retrieve.found import Archive, other_than_ct
 from services.settings import Settings
 from services.store.retrievals import RetrievalStore, has_ended
 from services.store.study_store import StudyStore
@@ -60,12 +60,12 @@ class Completeness:
             wait is over although instances are known to be missing, the reason why it cannot be analysed.
         """
         fetched = self._retrievals.of_series(series.study_instance_uid, series.series_instance_uid)
-        if fetched is not None and not has_ended(fetched[0]):
+        here = len(series.sop_instance_uids)
+        if fetched is not None and here < fetched[1].instances and not has_ended(fetched[0]):
             return None, ()  # tried again until it ends
         evidence = self._evidence.setdefault(series, _Evidence())
         if not self._has_answered(series, evidence):
             return None, ()
-        here = len(series.sop_instance_uids)
         is_over = time.monotonic() - series.last_arrival >= self._settings.series_longest_wait_s
         if evidence.missing is not None:
             missing = len(evidence.missing - series.sop_instance_uids)
@@ -136,8 +136,9 @@ def _ask(archive: Archive, series: ArrivingSeries, evidence: _Evidence, here: fr
             raise NodeUnavailable(f"{series.calling_ae_title} does not know the series")
         if found[0].instances == len(here):
             evidence.missing = frozenset()
-        else:  # it may count objects that are no CT
-            evidence.missing = archive.ct_instances(study_instance_uid, uid) - here
+        else:
+            missing = archive.instances(study_instance_uid, uid) - here
+            evidence.missing = missing - other_than_ct(archive, study_instance_uid, uid, missing)
     except NodeUnavailable as error:
         log.warning("series %s is not counted at its node, its quiet time decides: %s", uid, error)
     except Exception as error:  # noqa: BLE001  outermost of this thread: the series must not wait for ever

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from services.delivery.storage_commitment import CommitmentReports
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
 from services.process_log import log_to_stderr
@@ -13,6 +14,7 @@ from services.settings import Settings
 from services.store.database import Database
 from services.store.directory_lock import lock_directory
 from services.store.jobs import JobStore
+from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -35,9 +37,9 @@ def run_listener(settings: Settings) -> None:
     database = Database(settings.resolved_database_url)
     database.upgrade()
     queue = TaskQueue(settings.redis_url)
-    retrievals = RetrievalStore(database)
     store = StudyStore(settings.data_dir)
-    listener = Listener(settings, store, JobStore(database), queue, rules, retrievals)
+    retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
+    listener = Listener(settings, store, JobStore(database), queue, rules, retrievals, reports)
     retriever = Retriever(settings, listener, retrievals, rules)
     performers = Performers(settings, database, store)
     listener.start()

@@ -24,10 +24,14 @@ from pynetdicom.association import ServiceUser
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is loaded
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
+    StorageCommitmentPushModel,
+    Verification,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError, InputError, NotFound
+from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completeness import Completeness
@@ -80,6 +84,7 @@ class Listener:
         queue: TaskQueue,
         rules: IntakeRules,
         retrievals: RetrievalStore,
+        reports: CommitmentReports,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -96,6 +101,9 @@ class Listener:
         self._ae.add_supported_context(Verification)
         for sop_class_uid in CT_STORAGE_SOP_CLASSES.values():
             self._ae.add_supported_context(sop_class_uid, list(ACCEPTED_TRANSFER_SYNTAXES))
+        # A node that reports on its storage commitment is the SCP, though it opens the association (PS3.4 J.3.3).
+        self._ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        self._reports = reports
         self._allowed = rules.associations
         self._ae.require_called_aet = self._allowed.called_ae_title_must_match
         self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
@@ -125,6 +133,7 @@ class Listener:
             (evt.EVT_REQUESTED, self._turn_away_strangers),
             (evt.EVT_C_ECHO, _answer_echo),
             (evt.EVT_C_STORE, self.answer_store),
+            (evt.EVT_N_EVENT_REPORT, self._answer_report),
         ]
         try:
             server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
@@ -164,6 +173,9 @@ class Listener:
         else:
             status.Status = SUCCESS
         return status
+
+    def _answer_report(self, event: Event) -> tuple[int, None]:
+        return self._reports.answer(event, event.assoc.requestor.ae_title.strip())
 
     def _store_instance(self, event: Event) -> None:
         peer = _peer(event)
@@ -206,7 +218,9 @@ class Listener:
     def held(self, study_instance_uid: str, series_instance_uid: str) -> set[str]:
         """SOP Instance UIDs that are here and belong to a job, or will."""
         if (arriving := self._register.find(study_instance_uid, series_instance_uid)) is not None:
-            return set(arriving.sop_instance_uids)
+            with arriving.lock:
+                if not arriving.is_closed:
+                    return set(arriving.sop_instance_uids)
         found: set[str] = set()
         for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid):
             with suppress(NotFound):  # its directory is gone

@@ -25,11 +25,10 @@ from services.retrieve.found import (
     FoundSeries,
     FoundStudy,
     Receiver,
-    RunningFetch,
-    Suboperations,
-    ct_instances,
     found_series,
-    found_study,
+    found_studies,
+    sop_instance_uids,
+    without_ct,
 )
 
 _FIND = StudyRootQueryRetrieveInformationModelFind
@@ -58,6 +57,15 @@ _FETCH_TIMEOUT_S = 300.0
 _MAX_PDU_BYTES = 1024**2
 # In explicit VR a value has at most 65,534 bytes, a UID with its backslash 65 (PS3.5 section 6.2).
 _UIDS_IN_A_REQUEST = 1000
+_MOST_REQUESTS = 64  # for the missing instances of one series, in one attempt
+_COULD_NOT_PROCESS = (0xA702, *range(0xC000, 0xD000))
+
+
+class _Refused(NodeUnavailable):
+    def __init__(self, ae_title: str, status: int) -> None:
+        meaning = f": {_MEANINGS[status]}" if status in _MEANINGS else ""
+        super().__init__(f"{ae_title} refused with 0x{status:04X}{meaning}")
+        self.status = status
 
 
 class DicomArchive:
@@ -70,89 +78,109 @@ class DicomArchive:
 
     def studies(self, *, modality: str, study_dates: str) -> list[FoundStudy]:
         keys = {"ModalitiesInStudy": modality, "StudyDate": study_dates, "StudyInstanceUID": "", "StudyDescription": ""}
-        return [found_study(answer) for answer in self._find("STUDY", keys)]
+        return found_studies(self._find("STUDY", keys))
 
     def study(self, study_instance_uid: str) -> FoundStudy | None:
         answers = self._find("STUDY", {"StudyInstanceUID": study_instance_uid, "StudyDescription": ""})
-        return found_study(answers[0]) if answers else None
+        return next(iter(found_studies(answers, study_instance_uid)), None)
 
-    def series(self, study_instance_uid: str, series_instance_uid: str | None = None) -> list[FoundSeries]:
+    def series(
+        self, study_instance_uid: str, series_instance_uid: str | None = None, *, with_contrast: bool = False
+    ) -> list[FoundSeries]:
         keys = {
             "StudyInstanceUID": study_instance_uid,
             "SeriesInstanceUID": series_instance_uid or "",
             "Modality": "",
             "SeriesDescription": "",
-            "ContrastBolusAgent": "",
             "NumberOfSeriesRelatedInstances": "",
+            **({"ContrastBolusAgent": ""} if with_contrast else {}),
         }
-        return [found_series(answer) for answer in self._find("SERIES", keys)]
+        return found_series(self._find("SERIES", keys), series_instance_uid)
 
-    def ct_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+    def instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         keys = {
             "StudyInstanceUID": study_instance_uid,
             "SeriesInstanceUID": series_instance_uid,
             "SOPInstanceUID": "",
-            "SOPClassUID": "",
         }
-        return ct_instances(self._find("IMAGE", keys))
+        return sop_instance_uids(self._find("IMAGE", keys))
+
+    def other_than_ct(self, study_instance_uid: str, series_instance_uid: str, uids: Sequence[str]) -> frozenset[str]:
+        answers = []
+        for some in _chunks(uids, _UIDS_IN_A_REQUEST):
+            request = _request(study_instance_uid, series_instance_uid, some)
+            request.SOPClassUID = ""
+            answers += self._ask(request)
+        return sop_instance_uids(without_ct(answers))
 
     def fetch(
         self,
         study_instance_uid: str,
         series_instance_uid: str,
-        sop_instance_uids: Sequence[str] | None,
+        uids: Sequence[str] | None,
         *,
         receiver: Receiver,
-        on_progress: Callable[[Suboperations], bool],
-        running: RunningFetch,
-    ) -> Suboperations:
-        """Over this association (C-GET), or to our listener (C-MOVE)."""
-        total = Suboperations(0, 0)
-        for request in _requests(study_instance_uid, series_instance_uid, sop_instance_uids):
-            done = self._fetch(request, receiver, on_progress, running)
-            total = Suboperations(total.completed + done.completed, total.failed + done.failed)
-        return total
+        on_progress: Callable[[int], bool],
+    ) -> None:
+        """Over this association (C-GET), or to our listener (C-MOVE).
+
+        Archives refuse a request as a whole where one file is lost. So a list of instances is halved when it is
+        refused, until what is refused is one instance.
+        """
+        left: list[Sequence[str] | None] = [None] if uids is None else list(_chunks(uids, _UIDS_IN_A_REQUEST))
+        failed = 0
+        for _ in range(_MOST_REQUESTS):
+            if not left:
+                return
+            some = left.pop()
+            try:
+                failed += self._fetch(
+                    _request(study_instance_uid, series_instance_uid, some), failed, receiver, on_progress
+                )
+            except _Refused as error:
+                if some is None or error.status not in _COULD_NOT_PROCESS:
+                    raise
+                if len(some) > 1:
+                    left += _chunks(some, (len(some) + 1) // 2)
+                else:
+                    failed += 1
+            if not on_progress(failed):
+                return
 
     def _fetch(
-        self,
-        request: Dataset,
-        receiver: Receiver,
-        on_progress: Callable[[Suboperations], bool],
-        running: RunningFetch,
-    ) -> Suboperations:
-        counts = Suboperations(0, 0)
+        self, request: Dataset, failed_before: int, receiver: Receiver, on_progress: Callable[[int], bool]
+    ) -> int:
+        """How many of its sub-operations failed."""
+        failed = 0
         is_get = self._node.retrieve == "c-get"
-        with self._associated(
-            _GET if is_get else _MOVE, store=receiver.answer_store if is_get else None
-        ) as association:
-            running.can_be_broken_off_by(association.abort)
+        model = _GET if is_get else _MOVE
+        with self._associated(model, store=receiver.answer_store if is_get else None) as association:
             answers = (
-                association.send_c_get(request, _GET)
+                association.send_c_get(request, model)
                 if is_get
-                else association.send_c_move(request, self._our_ae_title, _MOVE)
+                else association.send_c_move(request, self._our_ae_title, model)
             )
             cancelling = False
             for status, _ in answers:
                 if "Status" not in status:
                     raise self._broke_off()
-                counts = Suboperations(
-                    # a warning about an instance means that it was stored
-                    completed=(status.get("NumberOfCompletedSuboperations") or 0)
-                    + (status.get("NumberOfWarningSuboperations") or 0),
-                    failed=status.get("NumberOfFailedSuboperations") or 0,
-                )
-                if not on_progress(counts) and not cancelling and status.Status in _PENDING:
-                    cancelling = True
-                    association.send_c_cancel(1, query_model=_GET if is_get else _MOVE)
-                if status.Status not in (_SUCCESS, _SUBOPERATIONS_FAILED, _CANCELLED, *_PENDING) and not counts.failed:
-                    raise self._refused(status.Status)
-        return counts
+                failed = status.get("NumberOfFailedSuboperations") or 0
+                if status.Status in _PENDING:
+                    if not on_progress(failed_before + failed) and not cancelling:
+                        cancelling = True
+                        association.send_c_cancel(1, query_model=model)
+                elif status.Status not in (_SUCCESS, _SUBOPERATIONS_FAILED, _CANCELLED) and not failed:
+                    raise _Refused(self._node.ae_title, status.Status)
+        return failed
 
     def _find(self, level: str, keys: dict[str, str]) -> list[Dataset]:
         request = Dataset()
         request.QueryRetrieveLevel = level
         for keyword, value in keys.items():
             setattr(request, keyword, value)
+        return self._ask(request)
+
+    def _ask(self, request: Dataset) -> list[Dataset]:
         found = []
         with self._associated(_FIND) as association:
             for status, answer in association.send_c_find(request, _FIND):
@@ -163,7 +191,7 @@ class DicomArchive:
                 elif status.Status in _PENDING:
                     raise NodeUnavailable(f"{self._node.ae_title} sent an answer that cannot be read")
                 elif status.Status != _SUCCESS:
-                    raise self._refused(status.Status)
+                    raise _Refused(self._node.ae_title, status.Status)
         return found
 
     @contextmanager
@@ -215,25 +243,19 @@ class DicomArchive:
     def _broke_off(self) -> NodeUnavailable:
         return NodeUnavailable(f"{self._node.ae_title} broke off or did not answer in time")
 
-    def _refused(self, status: int) -> NodeUnavailable:
-        meaning = f": {_MEANINGS[status]}" if status in _MEANINGS else ""
-        return NodeUnavailable(f"{self._node.ae_title} refused with 0x{status:04X}{meaning}")
+
+def _chunks(uids: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [uids[start : start + size] for start in range(0, len(uids), size)]
 
 
-def _requests(
-    study_instance_uid: str, series_instance_uid: str, sop_instance_uids: Sequence[str] | None
-) -> Iterator[Dataset]:
+def _request(study_instance_uid: str, series_instance_uid: str, uids: Sequence[str] | None) -> Dataset:
     request = Dataset()
-    request.QueryRetrieveLevel = "SERIES"
+    request.QueryRetrieveLevel = "SERIES" if uids is None else "IMAGE"
     request.StudyInstanceUID = study_instance_uid
     request.SeriesInstanceUID = series_instance_uid
-    if sop_instance_uids is None:
-        yield request
-        return
-    request.QueryRetrieveLevel = "IMAGE"
-    for start in range(0, len(sop_instance_uids), _UIDS_IN_A_REQUEST):
-        request.SOPInstanceUID = list(sop_instance_uids[start : start + _UIDS_IN_A_REQUEST])
-        yield request
+    if uids is not None:
+        request.SOPInstanceUID = list(uids)
+    return request
 
 
 def _accepts(contexts: Sequence[PresentationContext], sop_class_uid: str) -> bool:

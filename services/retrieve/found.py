@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from imaging.errors import NodeUnavailable
 from services.dicom.headers import integer, text
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
+from services.store.study_store import is_uid
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
@@ -42,43 +43,12 @@ class FoundSeries:
     instances: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Suboperations:
-    """How many instances of one fetch came, and how many the node could not send."""
-
-    completed: int
-    failed: int
-
-
 class Receiver(Protocol):
     """What keeps the instances that come: the listener."""
 
     def answer_store(self, event: Event) -> Dataset: ...
 
     def take_in(self, encoded: BytesIO, file_meta: FileMetaDataset, calling: Calling) -> None: ...
-
-
-class RunningFetch:
-    """What lets another thread break a fetch off."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._break_off: Callable[[], object] | None = None
-        self._is_over = False
-
-    def can_be_broken_off_by(self, break_off: Callable[[], object]) -> None:
-        with self._lock:
-            self._break_off = break_off
-            is_over = self._is_over
-        if is_over:
-            break_off()
-
-    def break_off(self) -> None:
-        with self._lock:
-            self._is_over = True
-            break_off = self._break_off
-        if break_off is not None:
-            break_off()
 
 
 class Archive(Protocol):
@@ -91,48 +61,76 @@ class Archive(Protocol):
 
     def study(self, study_instance_uid: str) -> FoundStudy | None: ...
 
-    def series(self, study_instance_uid: str, series_instance_uid: str | None = None) -> list[FoundSeries]: ...
+    def series(
+        self, study_instance_uid: str, series_instance_uid: str | None = None, *, with_contrast: bool = False
+    ) -> list[FoundSeries]:
+        """Of the study, or the one that is named. Archives read a file of each series to tell its contrast agent."""
+        ...
 
-    def ct_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
-        """SOP Instance UIDs of the series, without those that are known to be of another storage class than CT."""
+    def instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """SOP Instance UIDs of the series."""
+        ...
+
+    def other_than_ct(self, study_instance_uid: str, series_instance_uid: str, uids: Sequence[str]) -> frozenset[str]:
+        """Those of them that the node knows to be of another storage class than CT. Archives read each one's file to
+        tell, so this is asked of few."""
         ...
 
     def fetch(
         self,
         study_instance_uid: str,
         series_instance_uid: str,
-        sop_instance_uids: Sequence[str] | None,
+        uids: Sequence[str] | None,
         *,
         receiver: Receiver,
-        on_progress: Callable[[Suboperations], bool],
-        running: RunningFetch,
-    ) -> Suboperations:
+        on_progress: Callable[[int], bool],
+    ) -> None:
         """Have a series sent, or only some of its instances. What had come before an error has come.
 
         Args:
-            on_progress: called on every answer; what it returns says whether to go on.
-            running: by which another thread breaks this off.
+            on_progress: called on every answer with the number of instances that could not be sent; what it returns
+                says whether to go on.
         """
         ...
 
 
-def found_study(answer: Dataset) -> FoundStudy:
-    return FoundStudy(text(answer, "StudyInstanceUID"), text(answer, "StudyDescription"))
+def other_than_ct(
+    archive: Archive, study_instance_uid: str, series_instance_uid: str, missing: frozenset[str]
+) -> frozenset[str]:
+    """Those of the missing instances that never come because they are no CT; none where the node cannot say."""
+    try:
+        return archive.other_than_ct(study_instance_uid, series_instance_uid, sorted(missing)) if missing else missing
+    except NodeUnavailable:
+        return frozenset()
 
 
-def found_series(answer: Dataset) -> FoundSeries:
-    return FoundSeries(
-        series_instance_uid=text(answer, "SeriesInstanceUID"),
-        modality=text(answer, "Modality"),
-        description=text(answer, "SeriesDescription"),
-        contrast_agent=text(answer, "ContrastBolusAgent"),
-        instances=integer(answer, "NumberOfSeriesRelatedInstances"),
-    )
-
-
-def ct_instances(answers: Sequence[Dataset]) -> frozenset[str]:
-    return frozenset(
-        text(answer, "SOPInstanceUID")
+def found_studies(answers: Sequence[Dataset], study_instance_uid: str = "") -> list[FoundStudy]:
+    """Those that have a UID; with one given, only that one: not every node matches what it is asked for."""
+    return [
+        FoundStudy(uid, text(answer, "StudyDescription"))
         for answer in answers
-        if text(answer, "SOPInstanceUID") and text(answer, "SOPClassUID") in _CT_CLASSES | {""}
-    )
+        if is_uid(uid := text(answer, "StudyInstanceUID")) and study_instance_uid in ("", uid)
+    ]
+
+
+def found_series(answers: Sequence[Dataset], series_instance_uid: str | None = None) -> list[FoundSeries]:
+    """As `found_studies`."""
+    return [
+        FoundSeries(
+            series_instance_uid=uid,
+            modality=text(answer, "Modality"),
+            description=text(answer, "SeriesDescription"),
+            contrast_agent=text(answer, "ContrastBolusAgent"),
+            instances=integer(answer, "NumberOfSeriesRelatedInstances"),
+        )
+        for answer in answers
+        if is_uid(uid := text(answer, "SeriesInstanceUID")) and series_instance_uid in (None, uid)
+    ]
+
+
+def sop_instance_uids(answers: Sequence[Dataset]) -> frozenset[str]:
+    return frozenset(uid for answer in answers if is_uid(uid := text(answer, "SOPInstanceUID")))
+
+
+def without_ct(answers: Sequence[Dataset]) -> list[Dataset]:
+    return [answer for answer in answers if text(answer, "SOPClassUID") not in _CT_CLASSES | {""}]

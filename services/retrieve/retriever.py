@@ -19,12 +19,12 @@ from imaging.errors import (
     NotFound,
     NothingToRetrieve,
     StateConflict,
+    StorageFull,
 )
 from services.delivery.destinations import Destinations
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
 from services.retrieve.archives import archive_named
-from services.retrieve.found import RunningFetch
 from services.retrieve.rule_run import request_studies
 from services.retrieve.schedule import Schedule
 from services.retrieve.study_fetch import Stopping, StudyFetch
@@ -58,7 +58,7 @@ class Retriever:
         self._schedule = Schedule(retrievals, now)
         self._scheduled_at = -_SCHEDULE_EVERY_S
         self._stopping = threading.Event()
-        self._running: dict[threading.Thread, RunningFetch] = {}
+        self._running: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._work, name="retriever", daemon=True)
 
     def start(self) -> None:
@@ -68,11 +68,10 @@ class Retriever:
         self._thread.start()
 
     def stop(self) -> None:
-        """Break off what is under way; it is taken up again at the next start."""
+        """End what is under way at its node's next answer; it is taken up again at the next start, as is what a silent
+        node keeps waiting."""
         self._stopping.set()
         self._thread.join()
-        for fetch in self._running.values():
-            fetch.break_off()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         for thread in self._running:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -98,18 +97,17 @@ class Retriever:
             log.error("no rule runs: %s", error)
 
     def _start_due(self) -> None:
-        self._running = {thread: fetch for thread, fetch in self._running.items() if thread.is_alive()}
+        self._running = [thread for thread in self._running if thread.is_alive()]
         while len(self._running) < self._settings.retrieve_at_once and (row := self._retrievals.claim()) is not None:
-            fetch = RunningFetch()
-            thread = threading.Thread(target=self._run, args=(row, fetch), name=f"retrieval {row.id}", daemon=True)
-            self._running[thread] = fetch
+            thread = threading.Thread(target=self._run, args=(row,), name=f"retrieval {row.id}", daemon=True)
+            self._running.append(thread)
             thread.start()
 
-    def _run(self, row: RetrievalRow, fetch: RunningFetch) -> None:
+    def _run(self, row: RetrievalRow) -> None:
         """One attempt, and what becomes of the retrieval by it."""
         while True:
             try:
-                self._attempt(row, fetch)
+                self._attempt(row)
                 return
             except StateConflict:
                 return  # somebody else ended it
@@ -118,15 +116,13 @@ class Retriever:
                 if self._stopping.wait(_SCHEDULE_EVERY_S):
                     return
 
-    def _attempt(self, row: RetrievalRow, fetch: RunningFetch) -> None:
+    def _attempt(self, row: RetrievalRow) -> None:
         try:
             archive = archive_named(row.node, Destinations.load(self._settings.destinations), self._settings)
             if row.study_instance_uid is None:
                 request_studies(row, archive, self._retrievals, self._rules)
             else:
-                StudyFetch(
-                    row, archive, self._listener, self._retrievals, self._rules, fetch, self._stopping.is_set
-                ).run()
+                StudyFetch(row, archive, self._listener, self._retrievals, self._rules, self._stopping.is_set).run()
         except Stopping:
             self._retrievals.give_back(row.id)
         except Cancelled:
@@ -135,7 +131,7 @@ class Retriever:
         except (NothingToRetrieve, NotFound) as error:
             log.warning("retrieval %s failed: %s", row.id, error)
             self._retrievals.fail(row.id, error)
-        except (NodeUnavailable, ConfigurationError) as error:
+        except (NodeUnavailable, ConfigurationError, StorageFull) as error:
             self._try_again(row, error)
         except SQLAlchemyError:
             raise

@@ -27,7 +27,7 @@ def request_studies(row: RetrievalRow, archive: Archive, retrievals: RetrievalSt
             raise Cancelled(f"retrieval {row.id} was cancelled")
         if retrievals.is_known(study.study_instance_uid, row.node):
             continue
-        series = archive.series(study.study_instance_uid)
+        series = archive.series(study.study_instance_uid, with_contrast=query.contrast)
         if any(why_skipped(one, study, rules, query) is None for one in series):
             retrievals.request_study(
                 node=row.node,

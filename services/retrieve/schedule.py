@@ -33,5 +33,4 @@ class Schedule:
             run = self._retrievals.request_run(
                 node=rule.node, rule=rule.query(now.date()).model_dump(), priority=rule.priority, run_key=key
             )
-            if run is not None:
-                log.info("rule %s runs: retrieval %s", rule.name, run.id)
+            log.info("rule %s runs: retrieval %s", rule.name, run.id)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from imaging.errors import Cancelled, NodeUnavailable, NothingToRetrieve
 from services.ingest.arriving_series import Expected
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
-from services.retrieve.found import Archive, FoundSeries, FoundStudy, RunningFetch, Suboperations
+from services.retrieve.found import Archive, FoundSeries, FoundStudy, other_than_ct
 from services.retrieve.rules import StudyQuery
 from services.store.retrievals import RetrievalStore, RetrievedSeries
 from services.store.rows import Priority, RetrievalRow
@@ -57,9 +57,9 @@ class StudyFetch:
     listener: Listener
     retrievals: RetrievalStore
     rules: IntakeRules
-    running: RunningFetch
     is_stopping: Callable[[], bool]
     _series: dict[str, RetrievedSeries] = field(default_factory=dict)
+    _there: dict[str, int] = field(default_factory=dict)
     _looked_at: float = 0.0
     _is_cancelled: bool = False
 
@@ -71,22 +71,23 @@ class StudyFetch:
         Stopping: the process ends.
         """
         wanted = self._look()
-        if not wanted:
-            codes = sorted({one.skipped for one in self._series.values() if one.skipped})
-            raise NothingToRetrieve(
-                f"none of the {len(self._series)} series can be segmented ({', '.join(codes)})", code=NOTHING_TO_SEGMENT
-            )
         unavailable: NodeUnavailable | None = None
         for uid, there in wanted.items():
             self._go_on_or_raise()
             try:
-                self._fetch(uid, there)
+                self._fetch_series(uid, there)
             except NodeUnavailable as error:  # of another series it may still get something
                 self._go_on_or_raise()
                 unavailable = error
-        missing = sum(one.missing for one in self._series.values())
+        fetched = [one for one in self._series.values() if one.skipped is None]
+        if not fetched:
+            codes = sorted({one.skipped for one in self._series.values() if one.skipped})
+            raise NothingToRetrieve(
+                f"none of the {len(self._series)} series can be segmented ({', '.join(codes)})", code=NOTHING_TO_SEGMENT
+            )
+        missing = sum(one.missing for one in fetched)
         if missing:
-            total = sum(len(there) for there in wanted.values())
+            total = sum(one.instances for one in fetched)
             cause = unavailable.message if unavailable else f"{self.row.node} sent no more"
             raise NodeUnavailable(
                 f"{missing} of {total} instances are missing: {cause}",
@@ -100,55 +101,74 @@ class StudyFetch:
         study = self.archive.study(study_instance_uid)
         if study is None:
             raise NothingToRetrieve(f"{self.row.node} has no study {study_instance_uid}", code=NO_SUCH_STUDY)
-        found = self.archive.series(study_instance_uid, self.row.series_instance_uid)
+        query = None if self.row.rule is None else StudyQuery.model_validate(self.row.rule)
+        found = self.archive.series(
+            study_instance_uid,
+            self.row.series_instance_uid,
+            with_contrast=query is not None and query.contrast,
+        )
         if not found:
             of = f"series {self.row.series_instance_uid}" if self.row.series_instance_uid else "series"
             raise NothingToRetrieve(f"{self.row.node} has no {of} of {study_instance_uid}", code=NO_SUCH_SERIES)
-        query = None if self.row.rule is None else StudyQuery.model_validate(self.row.rule)
         wanted = {}
         for series in found:
             uid = series.series_instance_uid
             named = self.row.series_instance_uid is not None
             skipped = why_skipped(series, study, self.rules, query, named=named)
-            there: frozenset[str] = frozenset()
             if skipped is None:
-                there = self.archive.ct_instances(study_instance_uid, uid)
-                skipped = None if there else NO_CT_INSTANCES
-            if skipped is None:
+                there = self.archive.instances(study_instance_uid, uid)
                 wanted[uid] = there
+                self._there[uid] = len(there)
                 self._series[uid] = RetrievedSeries(uid, len(there), received=len(there & self._held(uid)))
             else:
                 self._series[uid] = RetrievedSeries(uid, series.instances or 0, skipped=skipped)
         self._record()
         return wanted
 
-    def _fetch(self, uid: str, there: frozenset[str]) -> None:
-        """What is missing of one series."""
+    def _fetch_series(self, uid: str, there: frozenset[str]) -> None:
+        """What is missing of one series. Objects in it that are no CT are found out when something did not come: to ask
+        for them beforehand would make archives read every file."""
+        unavailable: NodeUnavailable | None = None
+        try:
+            self._fetch(uid, there)
+        except NodeUnavailable as error:
+            unavailable = error
+        self._go_on_or_raise()
+        left = there - self._held(uid)
+        if others := other_than_ct(self.archive, self._study_instance_uid, uid, left):
+            images = there - others
+            skipped = None if images else NO_CT_INSTANCES
+            self._series[uid] = replace(self._series[uid], instances=len(images), failed=0, skipped=skipped)
+            self._record()
+            self._fetch(uid, images)  # some nodes give up at the first object that is not taken
+        elif unavailable is not None:
+            raise unavailable
+
+    def _fetch(self, uid: str, images: frozenset[str]) -> None:
         held = self._held(uid)
-        missing = sorted(there - held)
+        missing = sorted(images - held)
         if not missing:
             return
         failed = 0
 
-        def on_progress(counts: Suboperations) -> bool:
+        def on_progress(failed_now: int) -> bool:
             nonlocal failed
-            failed = counts.failed
-            return self._goes_on(uid, there, failed)
+            failed = failed_now
+            return self._goes_on(uid, images, failed)
 
-        expected = Expected(there, self.row.node, Priority(self.row.priority))
+        expected = Expected(images, self.row.node, Priority(self.row.priority))
+        is_whole = len(missing) == self._there[uid]
         try:
             with self.listener.register.expecting(self._study_instance_uid, uid, expected):
                 self.archive.fetch(
                     self._study_instance_uid,
                     uid,
-                    missing if there & held else None,
+                    None if is_whole else missing,
                     receiver=self.listener,
                     on_progress=on_progress,
-                    running=self.running,
                 )
         finally:
-            self._count(uid, there, failed)
-        self._go_on_or_raise()
+            self._count(uid, images, failed)
 
     @property
     def _study_instance_uid(self) -> str:

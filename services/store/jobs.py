@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
@@ -65,6 +65,16 @@ class Delivery:
     object_path: str
     sop_class_uid: str
     sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """What one destination is to be told. `OutboxRow` says what the fields mean."""
+
+    destination: str
+    message_id: str
+    message: str | None = None
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,7 +501,7 @@ class JobStore:
         *,
         findings: Mapping[str, Any],
         stage_seconds: Mapping[str, float],
-        deliveries: Sequence[Delivery],
+        deliveries: Sequence[Delivery | Notification],
     ) -> None:
         """running -> delivering with its outbox rows, or -> completed where nobody is to be sent anything.
 
@@ -518,7 +528,7 @@ class JobStore:
             _add_to_outbox(session, job_id, deliveries)
 
     def finish_not_analysable(
-        self, job_id: str, owner: str, findings: Mapping[str, Any], deliveries: Sequence[Delivery] = ()
+        self, job_id: str, owner: str, findings: Mapping[str, Any], deliveries: Sequence[Delivery | Notification] = ()
     ) -> None:
         """running -> not_analysable, with the outbox rows of the report that says so. Raises what `finish` raises."""
         with self._database.write() as session:
@@ -615,23 +625,22 @@ def _change(session: Session, job_id: str, states: Sequence[JobState], *conditio
     raise StateConflict(f"job {job_id} is {job.state} (held by {job.lease_owner}), not {expected}")
 
 
-def _add_to_outbox(session: Session, job_id: str, deliveries: Sequence[Delivery]) -> None:
+def _add_to_outbox(session: Session, job_id: str, deliveries: Sequence[Delivery | Notification]) -> None:
     """In the transaction that ends the job. What a destination has from an earlier attempt is not sent again."""
-    sent = select(OutboxRow.destination, OutboxRow.sop_instance_uid).where(OutboxRow.job_id == job_id)
-    already = set(session.execute(sent).tuples())
+    sent = select(OutboxRow.destination, func.coalesce(OutboxRow.sop_instance_uid, OutboxRow.message_id))
+    already = set(session.execute(sent.where(OutboxRow.job_id == job_id)).tuples())
     now = utc_now()
     for delivery in deliveries:
-        if (delivery.destination, delivery.sop_instance_uid) not in already:
+        identity = delivery.sop_instance_uid if isinstance(delivery, Delivery) else delivery.message_id
+        if (delivery.destination, identity) not in already:
             session.add(
                 OutboxRow(
                     job_id=job_id,
-                    destination=delivery.destination,
-                    object_path=delivery.object_path,
-                    sop_class_uid=delivery.sop_class_uid,
-                    sop_instance_uid=delivery.sop_instance_uid,
                     state=DeliveryState.PENDING.value,
+                    attempts=0,
                     next_attempt_at=now,
                     created_at=now,
+                    **asdict(delivery),
                 )
             )
 
@@ -717,4 +726,14 @@ def _fail(session: Session, job_id: str, condition: Any, code: str, message: str
     return state
 
 
-__all__ = ["FINAL_STATES", "WORKER_LOST", "Delivery", "JobFilter", "JobStore", "LeaseAnswer", "outbox_key", "utc_now"]
+__all__ = [
+    "FINAL_STATES",
+    "WORKER_LOST",
+    "Delivery",
+    "JobFilter",
+    "JobStore",
+    "LeaseAnswer",
+    "Notification",
+    "outbox_key",
+    "utc_now",
+]

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
+from imaging.findings import Outcome
 from services.store.database import Database
 from services.store.jobs import outbox_key, utc_now
-from services.store.rows import DeliveryState, JobRow, JobState, OutboxRow
+from services.store.rows import DeliveryState, JobRow, JobState, OutboxRow, Priority
+
+_URGENCY = case(
+    (
+        and_(
+            JobRow.priority == Priority.STAT.value,
+            JobRow.outcome == Outcome.EMBOLUS_FOUND.value,
+            OutboxRow.message_id.is_not(None),
+        ),
+        0,
+    ),
+    (JobRow.priority == Priority.STAT.value, 1),
+    else_=2,
+)
+
+
+def _due(now: datetime) -> ColumnElement[bool]:
+    other = aliased(OutboxRow)
+
+    def of_the_same_job(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+        return select(other.id).where(other.job_id == OutboxRow.job_id, *conditions).exists()
+
+    waited_for = of_the_same_job(other.destination == OutboxRow.waits_for, other.state != DeliveryState.DELIVERED.value)
+    to_be_sent_there = of_the_same_job(
+        other.destination == OutboxRow.destination, other.state == DeliveryState.PENDING.value
+    )
+    return and_(
+        OutboxRow.next_attempt_at <= now,
+        or_(
+            and_(OutboxRow.state == DeliveryState.PENDING.value, ~waited_for),
+            and_(OutboxRow.state == DeliveryState.STORED.value, ~to_be_sent_there),
+        ),
+    )
 
 
 class Outbox:
@@ -18,17 +52,36 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim_due(self, *, limit: int, lease_s: float) -> Sequence[OutboxRow]:
-        """Rows that are due, oldest first. Another relay does not see them again before `lease_s` has passed."""
+    def due_destinations(self) -> Sequence[str]:
+        """Destinations that something is due for, the most urgent first."""
+        query = (
+            select(OutboxRow.destination)
+            .join(JobRow, JobRow.id == OutboxRow.job_id)
+            .where(_due(utc_now()))
+            .group_by(OutboxRow.destination)
+            .order_by(func.min(_URGENCY), func.min(OutboxRow.next_attempt_at))
+        )
+        with self._database.read() as session:
+            return session.scalars(query).all()
+
+    def claim_due(self, *, limit: int, lease_s: float, destination: str | None = None) -> Sequence[OutboxRow]:
+        """Rows that are due, to one destination or to any. Another relay does not see them before `lease_s` has passed.
+
+        What tells of emboli in a STAT study comes first, then what else is STAT, then the oldest. A stored row is due
+        when its node is to be asked to commit: nothing of its job is to be sent there any more, and no report came.
+        """
         now = utc_now()
         with self._database.write() as session:
             query = (
                 select(OutboxRow)
-                .where(OutboxRow.state == DeliveryState.PENDING.value, OutboxRow.next_attempt_at <= now)
-                .order_by(OutboxRow.next_attempt_at)
+                .join(JobRow, JobRow.id == OutboxRow.job_id)
+                .where(_due(now))
+                .order_by(_URGENCY, OutboxRow.next_attempt_at)
                 .limit(limit)
-                .with_for_update(skip_locked=True)
+                .with_for_update(skip_locked=True, of=OutboxRow)
             )
+            if destination is not None:
+                query = query.where(OutboxRow.destination == destination)
             due = session.scalars(query).all()
             for row in due:
                 row.next_attempt_at = now + timedelta(seconds=lease_s)
@@ -37,29 +90,69 @@ class Outbox:
 
     def delivered(self, row: OutboxRow) -> None:
         """The destination has it. The job is completed with its last delivery, in the same transaction."""
-        now = utc_now()
         with self._database.write() as session:
-            # Else of two relays that deliver the last two rows each would still see the other's as pending.
-            self._database.one_at_a_time(session, outbox_key(row.job_id))
+            self._deliver(session, [row.id], row.job_id)
+
+    def _deliver(self, session: Session, row_ids: Collection[int], job_id: str, **more: object) -> None:
+        now = utc_now()
+        # Else of two relays that deliver the last two rows each would still see the other's as pending.
+        self._database.one_at_a_time(session, outbox_key(job_id))
+        session.execute(
+            update(OutboxRow)
+            .where(OutboxRow.id.in_(row_ids))
+            .values(state=DeliveryState.DELIVERED.value, delivered_at=now, last_error=None, message=None, **more)
+        )
+        left = session.scalar(
+            select(func.count()).where(OutboxRow.job_id == job_id, OutboxRow.state != DeliveryState.DELIVERED.value)
+        )
+        if not left:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == JobState.DELIVERING.value)
+                .values(state=JobState.COMPLETED.value, finished_at=now, updated_at=now)
+            )
+
+    def stored(self, row: OutboxRow) -> None:
+        """The node has it and is yet to commit to keeping it. What it was asked about it before counts no more."""
+        stored = DeliveryState.STORED.value
+        self._set(row, state=stored, transaction_uid=None, last_error=None, next_attempt_at=utc_now())
+
+    def asking(
+        self, rows: Sequence[OutboxRow], transaction_uid: str, *, wait_s: float, error: str | None = None
+    ) -> None:
+        """About to ask for the commitment of stored rows: the report may come before the request is answered.
+
+        Without a report for so long they are due again. A report on an earlier transaction counts no more.
+        """
+        next_attempt_at = utc_now() + timedelta(seconds=wait_s)
+        with self._database.write() as session:
             session.execute(
                 update(OutboxRow)
-                .where(OutboxRow.id == row.id)
-                .values(state=DeliveryState.DELIVERED.value, delivered_at=now, last_error=None)
+                .where(OutboxRow.id.in_([row.id for row in rows]), OutboxRow.state == DeliveryState.STORED.value)
+                .values(transaction_uid=transaction_uid, next_attempt_at=next_attempt_at, last_error=error)
             )
-            left = session.scalar(
-                select(func.count()).where(
-                    OutboxRow.job_id == row.job_id, OutboxRow.state != DeliveryState.DELIVERED.value
-                )
-            )
-            if not left:
-                session.execute(
-                    update(JobRow)
-                    .where(JobRow.id == row.job_id, JobRow.state == JobState.DELIVERING.value)
-                    .values(state=JobState.COMPLETED.value, finished_at=now, updated_at=now)
-                )
 
-    def postpone(self, row: OutboxRow, error: str, *, wait_s: float) -> None:
-        self._set(row, last_error=error, next_attempt_at=utc_now() + timedelta(seconds=wait_s))
+    def of_transaction(self, destination: str, transaction_uid: str) -> Sequence[OutboxRow]:
+        """What this destination was asked to commit to and has not been heard of since."""
+        query = select(OutboxRow).where(
+            OutboxRow.destination == destination,
+            OutboxRow.transaction_uid == transaction_uid,
+            OutboxRow.state == DeliveryState.STORED.value,
+        )
+        with self._database.read() as session:
+            return session.scalars(query).all()
+
+    def committed(self, rows: Sequence[OutboxRow]) -> None:
+        """The node keeps them; `delivered` for all of them."""
+        for job_id in {row.job_id for row in rows}:
+            with self._database.write() as session:
+                self._deliver(session, [row.id for row in rows if row.job_id == job_id], job_id, committed_at=utc_now())
+
+    def postpone(
+        self, row: OutboxRow, error: str, *, wait_s: float, state: DeliveryState = DeliveryState.PENDING
+    ) -> None:
+        """`state` is what it waits in: a stored row may wait to be asked for, or to be sent again."""
+        self._set(row, last_error=error, state=state.value, next_attempt_at=utc_now() + timedelta(seconds=wait_s))
 
     def park(self, row: OutboxRow, error: str) -> None:
         """Not tried again until somebody says so (`JobStore.retry`); stays visible in its job."""
@@ -78,6 +171,18 @@ class Outbox:
         with self._database.read() as session:
             return session.scalars(select(OutboxRow).where(OutboxRow.job_id == job_id).order_by(OutboxRow.id)).all()
 
+    def objects_at(self, job_id: str, destination: str) -> Sequence[OutboxRow]:
+        """The objects of a job that a destination has."""
+        query = select(OutboxRow).where(
+            OutboxRow.job_id == job_id,
+            OutboxRow.destination == destination,
+            OutboxRow.sop_instance_uid.is_not(None),
+            OutboxRow.state == DeliveryState.DELIVERED.value,
+        )
+        with self._database.read() as session:
+            return session.scalars(query.order_by(OutboxRow.id)).all()
+
     def _set(self, row: OutboxRow, **values: object) -> None:
         with self._database.write() as session:
-            session.execute(update(OutboxRow).where(OutboxRow.id == row.id).values(**values))
+            not_delivered = OutboxRow.state != DeliveryState.DELIVERED.value  # meanwhile, by another process
+            session.execute(update(OutboxRow).where(OutboxRow.id == row.id, not_delivered).values(**values))

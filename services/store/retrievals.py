@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, and_, case, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from imaging.errors import EmbolensError, NotFound, StateConflict
@@ -33,7 +32,7 @@ class RetrievedSeries:
     """How far one series of a retrieval is.
 
     Attributes:
-        instances: CT images that the node has.
+        instances: CT images that the node has; where it is skipped, whatever it has.
         received: those of them that are here, whoever sent them.
         failed: sub-operations that failed when it was last asked for.
         skipped: the code of why it is not fetched; None where it is.
@@ -100,21 +99,17 @@ class RetrievalStore:
 
     def request_run(
         self, *, node: str, rule: dict[str, Any], priority: Priority, run_key: str | None = None
-    ) -> RetrievalRow | None:
-        """The run of a rule; None where there has been one with this key."""
+    ) -> RetrievalRow:
+        """The run of a rule; with a key that there has been a run of, that run."""
         row = _new_row(node=node, rule=rule, priority=priority.value, run_key=run_key)
-        if run_key is not None and self.has_run(run_key):
-            return None
-        try:
-            with self._database.write() as session:
-                session.add(row)
-        except IntegrityError:  # another process was faster
-            return None
-        return row
-
-    def has_run(self, run_key: str) -> bool:
-        with self._database.read() as session:
-            return session.scalar(select(RetrievalRow.id).where(RetrievalRow.run_key == run_key)) is not None
+        with self._database.write() as session:
+            if run_key is not None:
+                self._database.one_at_a_time(session, f"run {run_key}")
+                before = session.scalars(select(RetrievalRow).where(RetrievalRow.run_key == run_key)).first()
+                if before is not None:
+                    return before
+            session.add(row)
+            return row
 
     def is_known(self, study_instance_uid: str, node: str) -> bool:
         """Whether a rule leaves this study alone: some of it is here, or it was asked for and did not fail."""

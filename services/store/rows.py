@@ -74,7 +74,10 @@ class WorkitemState(StrEnum):
 
 
 class DeliveryState(StrEnum):
+    """pending -> delivered; with storage commitment pending -> stored -> delivered. Parked: a person has to act."""
+
     PENDING = "pending"
+    STORED = "stored"
     DELIVERED = "delivered"
     PARKED = "parked"
 
@@ -115,7 +118,7 @@ class JobRow(Base):
     source: Mapped[str] = mapped_column(String(8))
     input_kind: Mapped[str] = mapped_column(String(8), default="dicom")
 
-    calling_ae_title: Mapped[str | None] = mapped_column(String(16))
+    calling_ae_title: Mapped[str | None] = mapped_column(String(80))  # or "dicomweb:NAME", what it was fetched from
     calling_address: Mapped[str | None] = mapped_column(String(64))
     study_instance_uid: Mapped[str | None] = mapped_column(String(64))
     series_instance_uid: Mapped[str | None] = mapped_column(String(64))
@@ -148,26 +151,38 @@ class JobRow(Base):
 
 
 class OutboxRow(Base):
-    """One result object that one destination must get."""
+    """What one destination must get: a result object (`object_path` and its UIDs), or else a notification.
+
+    A notification has a `message_id` that stays the same however often it is sent. Its `message` is what is sent, as
+    text; it goes from here when it has arrived, and is None where it is made of the rows of the node in `waits_for`:
+    a notification is not due before that node has all of the job's objects.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
         UniqueConstraint("destination", "sop_instance_uid", "job_id", name="uq_outbox_object"),
+        UniqueConstraint("message_id", name="uq_outbox_message"),
         Index("ix_outbox_due", "state", "next_attempt_at"),
+        Index("ix_outbox_transaction", "transaction_uid"),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     destination: Mapped[str] = mapped_column(String(128))
-    object_path: Mapped[str] = mapped_column(String(512))
-    sop_class_uid: Mapped[str] = mapped_column(String(64))
-    sop_instance_uid: Mapped[str] = mapped_column(String(64))
+    object_path: Mapped[str | None] = mapped_column(String(512))
+    sop_class_uid: Mapped[str | None] = mapped_column(String(64))
+    sop_instance_uid: Mapped[str | None] = mapped_column(String(64))
+    message_id: Mapped[str | None] = mapped_column(String(36))
+    message: Mapped[str | None] = mapped_column(Text)
+    waits_for: Mapped[str | None] = mapped_column(String(128))
     state: Mapped[str] = mapped_column(String(16), default=DeliveryState.PENDING.value)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     next_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    transaction_uid: Mapped[str | None] = mapped_column(String(64))
+    committed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class RetrievalRow(Base):

@@ -161,7 +161,8 @@ class InputLook:
             return Standing(Outcome.FAILED, 1.0, job.error_message or "failed", job.error_code or "", job)
         if job.state == JobState.CANCELLED:
             return Standing(Outcome.CANCELLED, 1.0, job.error_message or "cancelled", job.error_code or "", job)
-        undelivered = [row for row in self._outbox.of_job(job.id) if row.state != DeliveryState.DELIVERED]
+        objects = [row for row in self._outbox.of_job(job.id) if row.sop_instance_uid is not None]
+        undelivered = [row for row in objects if row.state != DeliveryState.DELIVERED]
         if undelivered:
             return self._while_undelivered(job, undelivered)
         if job.state == JobState.NOT_ANALYSABLE:

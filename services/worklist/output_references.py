@@ -32,7 +32,7 @@ def outputs_of(
     known how we are reached (`gateway_url`), from our own."""
     holders: dict[str, list[str]] = {}
     for row in outbox.of_job(job_id):
-        if row.state == DeliveryState.DELIVERED:
+        if row.sop_instance_uid is not None and row.state == DeliveryState.DELIVERED:
             holders.setdefault(row.sop_instance_uid, []).append(row.destination)
     for path in sorted(store.result_directory(job_id).glob("*.dcm")):
         header = read_header(path)

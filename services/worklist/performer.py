@@ -20,7 +20,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from imaging.errors import ConfigurationError, EmbolensError, WorklistRefused, WorklistUnavailable
 from services.delivery.destinations import Destinations, DicomWeb
 from services.dicomweb_client import dicomweb_client
-from services.retrieve.archives import retrieved_from
 from services.settings import Settings
 from services.store.jobs import utc_now
 from services.store.outbox import Outbox
@@ -156,7 +155,7 @@ class Performer:
             workitem.uid,
             priority=workitem.priority,
             workitem_code=workitem_code.model_dump(),
-            inputs=workitem.inputs(destinations, retrieved_from(destinations), self._worklist.retrieve_from),
+            inputs=workitem.inputs(destinations, destinations.retrieved_from(), self._worklist.retrieve_from),
         )
         return item is not None and self._claim(item)
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError, TimeoutError
 
 from imaging.errors import Reason
 from imaging.findings import Findings, Outcome
-from services.store.jobs import Delivery, JobStore
+from services.store.jobs import Delivery, JobStore, Notification
 from services.store.rows import Stage
 
 
@@ -86,6 +86,28 @@ def test_job_shows_stage_findings_and_deliveries_as_they_come(gateway, nifti):
     completed = gateway.client.get(f"/segment/{job_id}").json()
     assert completed["state"] == "completed"
     assert completed["deliveries"][0]["delivered_at"]
+
+
+def test_a_stored_object_a_committed_one_and_a_notification_are_told_apart(gateway, nifti):
+    job_id = gateway.submit(nifti)
+    gateway.jobs.claim(job_id, "worker-of-the-test", lease_s=60)
+    sent = [Delivery("node:PACS", f"{uid}.dcm", "1.2", uid) for uid in ("1.2.1", "1.2.2")]
+    gateway.finish(job_id, lesions=1, deliveries=(*sent, Notification("webhook:ris", "6f1f7a52", "{}")))
+    stored, committed, _ = gateway.outbox.of_job(job_id)
+    gateway.outbox.stored(stored)
+    gateway.outbox.committed([committed])
+    shown = gateway.client.get(f"/segment/{job_id}").json()
+    assert shown["state"] == "delivering"
+    told = [
+        (one["destination"], one["state"], one["sop_instance_uid"], one["message_id"], one["committed_at"] is not None)
+        for one in shown["deliveries"]
+    ]
+    assert told == [
+        ("node:PACS", "stored", "1.2.1", None, False),
+        ("node:PACS", "delivered", "1.2.2", None, True),
+        ("webhook:ris", "pending", None, "6f1f7a52", False),
+    ]
+    assert [one["next_attempt_at"] is None for one in shown["deliveries"]] == [False, True, False]
 
 
 def test_series_that_came_by_c_store_appears_like_the_others(gateway):

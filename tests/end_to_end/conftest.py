@@ -32,8 +32,12 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 @pytest.fixture(scope="session")
 def embolens(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc) -> Iterator[RunningEmbolens]:
-    """As it is shipped."""
-    with _running(tmp_path_factory.mktemp("embolens"), orthanc) as running:
+    """As it is shipped, with an archive that has to commit to what it takes."""
+    committing = "commitment = true\ncommitment_limit_s = 5\n"
+    with _running(tmp_path_factory.mktemp("embolens"), orthanc, committing) as running:
+        # Where it reports to.
+        us = {"AET": "EMBOLENS", "Host": "127.0.0.1", "Port": running.dicom_port}
+        orthanc.http.put("/modalities/embolens", json=us).raise_for_status()
         yield running
 
 
@@ -54,10 +58,10 @@ def embolens_of_candidates(tmp_path_factory: pytest.TempPathFactory, orthanc: Or
 
 
 @contextmanager
-def _running(directory: Path, orthanc: Orthanc, **settings: str) -> Iterator[RunningEmbolens]:
+def _running(directory: Path, orthanc: Orthanc, of_the_node: str = "", **settings: str) -> Iterator[RunningEmbolens]:
     """All processes, one embedded Redis, results go back to Orthanc."""
     (directory / "destinations.toml").write_text(
-        f'[[nodes]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {orthanc.dicom_port}\n'
+        f'[[nodes]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {orthanc.dicom_port}\n{of_the_node}'
     )
     gateway_port, dicom_port = free_port(), free_port()
     environment = os.environ | {

@@ -166,9 +166,11 @@ def echoes(port: int) -> bool:
     return subprocess.run(["echoscu", "127.0.0.1", str(port)], capture_output=True, check=False).returncode == 0
 
 
-def storescu(port: int, directory: Path, *, calling_ae_title: str = "ORTHANC") -> None:
+def storescu(
+    port: int, directory: Path, *, calling_ae_title: str = "ORTHANC", called_ae_title: str = "EMBOLENS"
+) -> None:
     """Push a folder with dcmtk."""
-    command = ["storescu", "-aet", calling_ae_title, "-aec", "EMBOLENS", "127.0.0.1", str(port), "+sd", "+r"]
+    command = ["storescu", "-aet", calling_ae_title, "-aec", called_ae_title, "127.0.0.1", str(port), "+sd", "+r"]
     subprocess.run(
         [*command, str(directory)], check=True, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"}, timeout=120
     )

@@ -60,6 +60,7 @@ def test_a_pushed_phantom_comes_back_as_a_seg_that_overlaps_its_emboli(
     sent = {delivery["sop_instance_uid"] for delivery in job["deliveries"]}
     in_orthanc = [*orthanc.instances(modality="SEG"), *orthanc.instances(modality="SR")]
     assert len(sent) == 2
+    assert all(delivery["committed_at"] for delivery in job["deliveries"])  # Orthanc said that it keeps them
     assert sent <= {one["MainDicomTags"]["SOPInstanceUID"] for one in in_orthanc}
 
     labels = _emboli(seg, series.phantom)

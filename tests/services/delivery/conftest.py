@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import generate_uid
 
+from services.delivery.relay import Relay
 from services.embedded_redis import free_port
 from services.settings import Settings
 from services.store.database import Database
@@ -15,6 +16,8 @@ from services.store.jobs import Delivery, JobStore
 from services.store.outbox import Outbox
 from services.store.rows import JobRow
 from services.store.study_store import StudyStore
+from tests.end_to_end.hospital import Orthanc
+from tests.services.delivery.orthanc import running_orthanc
 from tests.services.delivery.peers import StoreScp, result_object
 
 FINDINGS = {"outcome": "no_embolus", "reasons": []}
@@ -69,6 +72,25 @@ def finished_job(jobs: JobStore, store: StudyStore) -> Callable[..., JobRow]:
         return jobs.get(job.id)
 
     return make
+
+
+@pytest.fixture
+def relay(settings: Settings, outbox: Outbox, store: StudyStore) -> Iterator[Relay]:
+    relay = Relay(settings, outbox, store)
+    yield relay
+    relay.stop()
+
+
+@pytest.fixture(scope="session")
+def listener_port() -> int:
+    """Where the archive believes our listener to be."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory, listener_port: int) -> Iterator[Orthanc]:
+    with running_orthanc(tmp_path_factory.mktemp("orthanc"), listener_port=listener_port) as orthanc:
+        yield orthanc
 
 
 @pytest.fixture

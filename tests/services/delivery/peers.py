@@ -10,9 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, SegmentationStorage, generate_uid
+
+from services.settings import Settings
+from services.store.outbox import Outbox
+from services.store.rows import JobRow, OutboxRow
 
 
 def result_object(path: Path) -> Dataset:
@@ -25,6 +30,24 @@ def result_object(path: Path) -> Dataset:
     one.BitsAllocated = 8
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    one.save_as(path, enforce_file_format=True)
+    return one
+
+
+def secondary_capture(path: Path, transfer_syntax_uid: UID) -> Dataset:
+    """A colour picture in this transfer syntax."""
+    one = result_object(path)
+    one.SOPClassUID = SecondaryCaptureImageStorage
+    one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID
+    one.Modality = "OT"
+    one.PhotometricInterpretation, one.SamplesPerPixel, one.PlanarConfiguration = "RGB", 3, 0
+    one.Rows, one.Columns = 40, 50
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 8, 8, 7, 0
+    one.PixelData = np.random.default_rng(7).integers(0, 255, (40, 50, 3), dtype=np.uint8).tobytes()
+    one["PixelData"].VR = "OW"
+    if transfer_syntax_uid.is_encapsulated:
+        one.compress(transfer_syntax_uid, generate_instance_uid=False)
+    one.file_meta.TransferSyntaxUID = transfer_syntax_uid
     one.save_as(path, enforce_file_format=True)
     return one
 
@@ -69,3 +92,14 @@ def wait_until(happened: Callable[[], object], *, timeout_s: float = 15.0) -> No
     while not happened():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)
+
+
+def write_destinations(settings: Settings, text: str) -> None:
+    settings.destinations.write_text(text)
+    moment = time.time_ns() + 1_000_000
+    os.utime(settings.destinations, ns=(moment, moment))
+
+
+def only_row(outbox: Outbox, job: JobRow) -> OutboxRow:
+    (row,) = outbox.of_job(job.id)
+    return row

@@ -64,6 +64,12 @@ to = ["folder:research", "origin"]
     assert loaded.destinations_of(job(calling_ae_title="CT2")) == ["node:CT2"]
 
 
+def test_what_was_fetched_from_a_dicomweb_service_goes_back_to_it(tmp_path: Path) -> None:
+    loaded = destinations(tmp_path, '[[dicomweb]]\nname = "VNA"\nurl = "http://h/dicom-web"\nretrieve = true\n')
+    assert loaded.retrieved_from() == ["dicomweb:VNA"]
+    assert loaded.destinations_of(job(calling_ae_title="dicomweb:VNA")) == ["dicomweb:VNA"]
+
+
 def written(directory: Path, *kinds: ResultKind) -> ResultFiles:
     objects = {kind: (SopInstance("1.2", f"1.2.{kind}", "1", "1", directory / f"{kind}.dcm"),) for kind in kinds}
     findings = Findings(Outcome.NOT_ANALYSABLE, reasons=(Reason("input.empty", "nothing"),))
@@ -104,6 +110,12 @@ def test_a_destination_gets_the_objects_that_it_wants(tmp_path: Path) -> None:
         ('[[routes]]\nto = ["PACS"]\n', "is none of"),
         ('[[routes]]\nto = ["node:PACS"]\n', "node:PACS, which is not listed"),
         (TWO + TWO, "same name"),
+        ('[[nodes]]\nae_title = "A"\nhost = "h"\nport = 1\nannounce_to = ["RIS"]\n', "A is announced to node:RIS"),
+        ('[[webhooks]]\nname = "a"\nurl = "https://h/"\n', "webhooks.0.secret_file"),
+        ('[[webhooks]]\nname = "a"\nurl = "https://u:p@h/"\nsecret_file = "s"\n', "no credentials in the url"),
+        ('[[webhooks]]\nname = "a"\nurl = "https://h/"\nsecret_file = "s"\nevents = ["failed"]\n', "events.0"),
+        ('[[hl7]]\nname = "a"\nhost = "h"\nport = 2575\nevents = []\n', "hl7.0.events"),
+        ('[[routes]]\nto = ["availability:RIS"]\n', "is none of"),
         (TWO + 'objects = ["gsps"]\n', "folders.0.objects.0"),
         (TWO + "objects = []\n", "folders.0.objects"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,13 +13,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 from pynetdicom import AE, evt
 from sqlalchemy import update
 
-from services.delivery.relay import ALIVE_FILE, Relay, backoff_s, repeat
+from services.delivery.attempts import backoff_s
+from services.delivery.destinations import Node
+from services.delivery.dicom_node import send_to_node
+from services.delivery.relay import ALIVE_FILE, Relay, repeat
 from services.embedded_redis import free_port
 from services.settings import Settings
 from services.store.database import Database
@@ -27,26 +39,10 @@ from services.store.outbox import Outbox
 from services.store.rows import JobRow, OutboxRow
 from services.store.study_store import StudyStore
 from tests.services.certificates import Authority
-from tests.services.delivery.peers import StoreScp, wait_until
+from tests.services.delivery.peers import StoreScp, only_row, secondary_capture, wait_until, write_destinations
 
 ROOT = Path(__file__).parents[3]
 MakeJob = Callable[..., JobRow]
-
-
-@pytest.fixture
-def relay(settings: Settings, outbox: Outbox, store: StudyStore) -> Relay:
-    return Relay(settings, outbox, store)
-
-
-def write_destinations(settings: Settings, text: str) -> None:
-    settings.destinations.write_text(text)
-    moment = time.time_ns() + 1_000_000
-    os.utime(settings.destinations, ns=(moment, moment))
-
-
-def only_row(outbox: Outbox, job: JobRow) -> OutboxRow:
-    (row,) = outbox.of_job(job.id)
-    return row
 
 
 def deliver_until_delivered(relay: Relay, outbox: Outbox, job: JobRow) -> None:
@@ -229,16 +225,42 @@ def test_what_a_node_answers_decides(
     assert row.last_error is None if told is None else told in (row.last_error or "")
 
 
-def test_a_node_that_takes_implicit_vr_only_gets_the_object_in_it(
-    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, store_scp: StoreScp
+@pytest.mark.parametrize(
+    ("own", "options", "arrives_in"),
+    [
+        (ExplicitVRLittleEndian, ["+xi"], ImplicitVRLittleEndian),
+        (RLELossless, [], ExplicitVRLittleEndian),
+        (RLELossless, ["+xi"], ImplicitVRLittleEndian),
+        (RLELossless, ["+xr"], RLELossless),
+        (DeflatedExplicitVRLittleEndian, ["+xi"], ImplicitVRLittleEndian),
+    ],
+)
+def test_a_node_gets_the_object_in_a_transfer_syntax_that_it_takes(
+    settings: Settings, store_scp: StoreScp, tmp_path: Path, own: UID, options: list[str], arrives_in: UID
 ) -> None:
-    store_scp.start("+xi")
-    write_destinations(settings, store_scp.toml())
-    job = finished_job("node:PACS")
-    relay.deliver_due()
-    assert only_row(outbox, job).state == "delivered"
+    store_scp.start(*options)
+    picture = secondary_capture(tmp_path / "picture.dcm", own)
+    node = Node(ae_title="PACS", host="127.0.0.1", port=store_scp.port)
+    (sent,) = send_to_node(node, [tmp_path / "picture.dcm"], calling_ae_title="EMBOLENS")
+    assert sent.error is None
     (received,) = store_scp.received()
-    assert dcmread(received).file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    arrived = dcmread(received)
+    assert arrived.file_meta.TransferSyntaxUID == arrives_in
+    assert arrived.SOPInstanceUID == picture.SOPInstanceUID
+    np.testing.assert_array_equal(arrived.pixel_array, picture.pixel_array)
+
+
+def test_what_cannot_be_decompressed_is_said_and_the_next_one_goes_out(store_scp: StoreScp, tmp_path: Path) -> None:
+    store_scp.start()
+    broken, whole = tmp_path / "broken.dcm", tmp_path / "whole.dcm"
+    picture = secondary_capture(broken, RLELossless)
+    picture.PixelData = encapsulate([b"no RLE at all"])
+    picture.save_as(broken, enforce_file_format=True)
+    secondary_capture(whole, RLELossless)
+    node = Node(ae_title="PACS", host="127.0.0.1", port=store_scp.port)
+    first, second = send_to_node(node, [broken, whole], calling_ae_title="EMBOLENS")
+    assert "RLE Lossless, which is not taken, cannot be decompressed here" in str(first.error)
+    assert second.error is None
 
 
 def test_a_node_without_the_object_class_refuses_and_is_tried_again(
@@ -384,3 +406,23 @@ def test_the_process_delivers_without_redis_and_ends_on_sigterm(
         process.kill()
         process.wait()
     assert (tmp_path / "log").read_text().count("Redis does not answer") == 1
+
+
+def test_a_node_that_hangs_holds_up_nobody_else(
+    relay: Relay, settings: Settings, outbox: Outbox, finished_job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # takes the connection and never says a word
+        write_destinations(
+            settings,
+            f'[[nodes]]\nae_title = "SLOW"\nhost = "127.0.0.1"\nport = {hanging.getsockname()[1]}\n'
+            f'[[folders]]\nname = "research"\npath = "{tmp_path / "results"}"\n',
+        )
+        slow = finished_job("node:SLOW")
+        relay.start_due()
+        for _ in range(2):
+            quick = finished_job("folder:research")
+            relay.start_due()
+            wait_until(lambda job=quick: only_row(outbox, job).state == "delivered", timeout_s=5)
+        assert only_row(outbox, slow).state == "pending"
+        assert only_row(outbox, slow).last_error is None  # still being tried

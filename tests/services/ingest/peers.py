@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +17,20 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
 
+from services.delivery.storage_commitment import CommitmentReports
+from services.embedded_redis import free_port
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobFilter, JobStore
+from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.rows import JobRow
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 
+ROOT = Path(__file__).parents[3]
 QUIET_S = 0.4
 
 
@@ -103,7 +111,8 @@ class Receiving:
         self.store = StudyStore(settings.data_dir)
         self.jobs = JobStore(database)
         self.queue = TaskQueue(settings.redis_url)
-        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, RetrievalStore(database))
+        reports, retrievals = CommitmentReports(Outbox(database), settings), RetrievalStore(database)
+        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, retrievals, reports)
         self.listener.start()
 
     @property
@@ -122,6 +131,37 @@ class Receiving:
     def stop(self) -> None:
         self.listener.stop()
         self.queue.close()
+
+
+class ListenerProcess:
+    """`run_listener` in a process of its own, to be killed."""
+
+    def __init__(self, settings: Settings, directory: Path, **more: str) -> None:
+        (directory / "intake.toml").write_text("min_slices = 2\n")
+        self.port = free_port()
+        environment = {
+            **os.environ,
+            "EMBOLENS_DATA_DIR": str(settings.data_dir),
+            "EMBOLENS_REDIS_URL": settings.redis_url,
+            "EMBOLENS_DICOM_PORT": str(self.port),
+            "EMBOLENS_SERIES_QUIET_S": "1.5",
+            "EMBOLENS_INTAKE_RULES": str(directory / "intake.toml"),
+            **more,
+        }
+        code = "from services.ingest.listener import *; from services.settings import *; run_listener(Settings())"
+        self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if b"ready" in line:
+                break
+        assert self.process.poll() is None
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=20)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
 
 
 def jobs_of(jobs: JobStore, one: Dataset) -> list[JobRow]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from imaging.errors import ConfigurationError
-from services.embedded_redis import free_port
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher, completion_reason
@@ -26,9 +22,7 @@ from services.store.jobs import JobStore
 from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
-from tests.services.ingest.peers import Receiving, association, ct_series, jobs_of, push, wait_until
-
-ROOT = Path(__file__).parents[3]
+from tests.services.ingest.peers import ListenerProcess, Receiving, association, ct_series, jobs_of, push, wait_until
 
 
 def reason(**changed: object) -> str | None:
@@ -280,36 +274,6 @@ class TestWatcher:
         watcher.start()
         wait_until(lambda: jobs.get(job.id).state == "cancelled")
         watcher.stop()
-
-
-class ListenerProcess:
-    """`run_listener` in a process of its own, to be killed."""
-
-    def __init__(self, settings: Settings, directory: Path) -> None:
-        (directory / "intake.toml").write_text("min_slices = 2\n")
-        self.port = free_port()
-        environment = {
-            **os.environ,
-            "EMBOLENS_DATA_DIR": str(settings.data_dir),
-            "EMBOLENS_REDIS_URL": settings.redis_url,
-            "EMBOLENS_DICOM_PORT": str(self.port),
-            "EMBOLENS_SERIES_QUIET_S": "1.5",
-            "EMBOLENS_INTAKE_RULES": str(directory / "intake.toml"),
-        }
-        code = "from services.ingest.listener import *; from services.settings import *; run_listener(Settings())"
-        self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if b"ready" in line:
-                break
-        assert self.process.poll() is None
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=20)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
 
 
 @pytest.mark.parametrize("after", [1, 17])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from pydicom.dataset import Dataset
@@ -24,18 +25,30 @@ from tests.services.ingest.peers import Receiving, wait_until
 class Archive:
     """An Orthanc that anybody may ask, and what lies in it."""
 
-    def __init__(self, orthanc: Orthanc) -> None:
+    def __init__(self, orthanc: Orthanc, directory: Path) -> None:
         self.orthanc = orthanc
+        self._directory = directory
 
     @property
     def port(self) -> int:
         return self.orthanc.dicom_port
 
     def add(self, *slices: Dataset) -> None:
-        for one in slices:
-            written = BytesIO()
-            one.save_as(written, enforce_file_format=True)
-            self.orthanc.http.post("/instances", content=written.getvalue()).raise_for_status()
+        archive = BytesIO()
+        with ZipFile(archive, "w") as opened:
+            for number, one in enumerate(slices):
+                written = BytesIO()
+                one.save_as(written, enforce_file_format=True)
+                opened.writestr(f"{number}.dcm", written.getvalue())
+        self.orthanc.http.post("/instances", content=archive.getvalue()).raise_for_status()
+
+    def lose(self, one: Dataset) -> None:
+        """Its disk loses the file of an instance that it still lists."""
+        uid = str(one.SOPInstanceUID).encode()
+        (path,) = (
+            path for path in self._directory.rglob("*") if len(path.name) == 36 and uid in path.read_bytes()[:5000]
+        )
+        path.unlink()
 
     def knows_as(self, ae_title: str, port: int) -> None:
         """Where a C-MOVE to this AE title goes."""
@@ -45,8 +58,9 @@ class Archive:
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     allowed = {f"DicomAlwaysAllow{what}": True for what in ("Find", "Get", "Move", "Echo")}
-    with running_orthanc(tmp_path_factory.mktemp("archive"), **allowed) as orthanc:
-        yield Archive(orthanc)
+    directory = tmp_path_factory.mktemp("archive")
+    with running_orthanc(directory, MaximumStorageCacheSize=0, **allowed) as orthanc:
+        yield Archive(orthanc, directory)
 
 
 class Fetching(Receiving):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 
-from services.store.jobs import Delivery, JobStore
+from services.store.jobs import Delivery, JobStore, Notification
 from services.store.outbox import Outbox
-from services.store.rows import OutboxRow
+from services.store.rows import OutboxRow, Priority
 
 FINDINGS = {"outcome": "no_embolus", "reasons": []}
 
@@ -106,3 +107,81 @@ def test_a_parked_row_waits_for_a_person(jobs: JobStore, outbox: Outbox) -> None
     jobs.retry(job_id)
     (again,) = outbox.claim_due(limit=10, lease_s=60)
     assert (again.id, again.attempts) == (second.id, 1)
+
+
+def test_what_tells_of_emboli_in_a_stat_study_goes_before_everything_else(jobs: JobStore, outbox: Outbox) -> None:
+    def job(series: str, priority: Priority, outcome: str, *destinations: str) -> None:
+        job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid=series, calling_ae_title="CT1")
+        jobs.complete_intake(job.id, inputs_digest="d", instance_count=1, completion_reason="test", priority=priority)
+        jobs.claim(job.id, "a", lease_s=60)
+        rows = [
+            Notification(name, str(uuid.uuid4()), "{}") if name.startswith("webhook") else Delivery(name, "x", "1", "2")
+            for name in destinations
+        ]
+        jobs.finish(job.id, "a", findings={**FINDINGS, "outcome": outcome}, stage_seconds={}, deliveries=rows)
+
+    job("1.1", Priority.ROUTINE, "embolus_found", "node:A", "webhook:B")
+    job("1.2", Priority.STAT, "no_embolus", "node:C", "webhook:D")
+    job("1.3", Priority.STAT, "embolus_found", "node:E", "webhook:F")
+    assert outbox.due_destinations() == ["webhook:F", "node:C", "webhook:D", "node:E", "node:A", "webhook:B"]
+    claimed = [row.destination for row in outbox.claim_due(limit=4, lease_s=60)]
+    assert claimed[0] == "webhook:F"
+    assert set(claimed[1:]) == {"node:C", "webhook:D", "node:E"}
+    assert [row.destination for row in outbox.claim_due(limit=9, lease_s=60, destination="webhook:B")] == ["webhook:B"]
+    assert [row.destination for row in outbox.claim_due(limit=9, lease_s=60)] == ["node:A"]
+
+
+def test_a_notification_waits_for_all_objects_of_a_node(jobs: JobStore, outbox: Outbox) -> None:
+    job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1")
+    jobs.complete_intake(job.id, inputs_digest="d", instance_count=1, completion_reason="test")
+    jobs.claim(job.id, "a", lease_s=60)
+    objects = [Delivery("node:A", "x", "1", uid) for uid in ("1.1", "1.2")]
+    told = Notification("availability:RIS", "id", waits_for="node:A")
+    jobs.finish(job.id, "a", findings=FINDINGS, stage_seconds={}, deliveries=[*objects, told])
+    first, second = outbox.claim_due(limit=9, lease_s=60)
+    outbox.delivered(first)
+    outbox.stored(second)
+    assert outbox.due_destinations() == ["node:A"]  # to be asked to commit
+    (stored,) = outbox.claim_due(limit=9, lease_s=60)
+    assert (stored.id, stored.state) == (second.id, "stored")
+    outbox.committed([stored])
+    (due,) = outbox.claim_due(limit=9, lease_s=60)
+    assert due.message_id == "id"
+    assert [row.sop_instance_uid for row in outbox.objects_at(job.id, "node:A")] == ["1.1", "1.2"]
+    outbox.delivered(due)
+    assert jobs.get(job.id).state == "completed"
+
+
+def test_a_node_is_asked_to_commit_only_when_it_has_all_of_a_job(jobs: JobStore, outbox: Outbox) -> None:
+    job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1")
+    jobs.complete_intake(job.id, inputs_digest="d", instance_count=1, completion_reason="test")
+    jobs.claim(job.id, "a", lease_s=60)
+    objects = [Delivery("node:A", "x", "1", uid) for uid in ("1.1", "1.2")]
+    jobs.finish(job.id, "a", findings=FINDINGS, stage_seconds={}, deliveries=objects)
+    first, second = outbox.claim_due(limit=9, lease_s=60)
+    outbox.stored(first)
+    assert not outbox.claim_due(limit=9, lease_s=60)
+    outbox.stored(second)
+    rows = outbox.claim_due(limit=9, lease_s=60)
+    outbox.asking(rows, "2.25.1", wait_s=60)
+    assert not outbox.of_transaction("node:B", "2.25.1")
+    asked = outbox.of_transaction("node:A", "2.25.1")
+    assert len(asked) == 2
+    outbox.committed(asked[:1])
+    outbox.postpone(asked[0], "too late", wait_s=0)  # nothing that is delivered comes back
+    assert [row.state for row in outbox.of_job(job.id)] == ["delivered", "stored"]
+
+
+def test_a_superseded_job_tells_nobody_any_more(jobs: JobStore, outbox: Outbox) -> None:
+    def arrive() -> str:
+        job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1")
+        jobs.complete_intake(job.id, inputs_digest="d", instance_count=1, completion_reason="test")
+        return job.id
+
+    job_id = arrive()
+    jobs.claim(job_id, "a", lease_s=60)
+    told = Notification("webhook:ris", "id", "{}")
+    jobs.finish(job_id, "a", findings=FINDINGS, stage_seconds={}, deliveries=[told])
+    arrive()
+    assert outbox.of_job(job_id) == []
+    assert jobs.get(job_id).state == "cancelled"

@@ -112,8 +112,8 @@ class Site(Receiving):
 
     def deliver(self) -> None:
         relay = Relay(self.settings, Outbox(self.database), self.store)
-        while relay.deliver_due():
-            pass
+        relay.deliver_due()
+        relay.stop()
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from services.delivery.destinations import Destinations
 from services.settings import Settings
 from services.store.database import Database
 from services.store.outbox import Outbox
@@ -290,12 +288,3 @@ def test_a_workitem_that_somebody_else_ended_or_removed_is_let_go_and_its_work_s
     for held, job in (ended, removed):
         wait_until(lambda held=held: site.item(held).state == "lost")
         wait_until(lambda job=job: site.jobs.get(job.id).state == JobState.CANCELLED)
-
-
-def test_the_worklists_of_the_shipped_file_can_be_written(tmp_path: Path) -> None:
-    shipped = (Path(__file__).resolve().parents[3] / "deploy/destinations.toml").read_text()
-    commented = shipped[shipped.index("# [[worklists]]") :].split("\n\n")[0]
-    table = "\n".join(line.removeprefix("# ") for line in commented.splitlines())
-    (tmp_path / "destinations.toml").write_text(f'[[dicomweb]]\nname = "archive"\nurl = "https://a/"\n{table}')
-    (worklist,) = Destinations.load(tmp_path / "destinations.toml").worklists
-    assert worklist.station.scheme == "99HOSPITAL"
