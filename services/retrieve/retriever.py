@@ -82,9 +82,8 @@ class Retriever:
                 self._request_scheduled()
                 self._start_due()
             except Exception as error:  # noqa: BLE001  the thread's outermost loop
-                trace = "".join(
-                    traceback.format_tb(error.__traceback__)
-                )  # without the message, which may quote a header
+                # Without the message, which may quote a header.
+                trace = "".join(traceback.format_tb(error.__traceback__))
                 log.error("%s; going on\n%s", type(error).__name__, trace)
 
     def _request_scheduled(self) -> None:

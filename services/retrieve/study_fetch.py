@@ -22,7 +22,7 @@ INCOMPLETE = "retrieve.incomplete"
 # Why a series is not fetched
 NO_CT_INSTANCES = "retrieve.no_ct_instances"
 NOT_OF_THE_RULE = "retrieve.not_of_the_rule"
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.2
 
 
 class Stopping(Exception):
@@ -96,7 +96,7 @@ class StudyFetch:
             )
 
     def _look(self) -> dict[str, frozenset[str]]:
-        """Ask the node, and note down what it has; returns the CT instances of each series that is wanted."""
+        """Ask the node, and note down what it has; returns the instances of each series that is wanted."""
         study_instance_uid = self._study_instance_uid
         study = self.archive.study(study_instance_uid)
         if study is None:
@@ -115,8 +115,11 @@ class StudyFetch:
             uid = series.series_instance_uid
             named = self.row.series_instance_uid is not None
             skipped = why_skipped(series, study, self.rules, query, named=named)
+            there: frozenset[str] = frozenset()
             if skipped is None:
                 there = self.archive.instances(study_instance_uid, uid)
+                skipped = None if there else NO_CT_INSTANCES
+            if skipped is None:
                 wanted[uid] = there
                 self._there[uid] = len(there)
                 self._series[uid] = RetrievedSeries(uid, len(there), received=len(there & self._held(uid)))

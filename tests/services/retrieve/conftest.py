@@ -96,7 +96,7 @@ def settings(tmp_path: Path, redis_url: str, archive: Archive) -> Settings:
         redis_url=redis_url,
         dicom_port=free_port(),
         series_quiet_s=0.4,
-        series_longest_wait_s=3.0,
+        series_longest_wait_s=5.0,
         destinations=destinations,
         retrieve_first_backoff_s=0.3,
         retrieve_max_backoff_s=0.5,

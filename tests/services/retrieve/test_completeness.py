@@ -30,7 +30,7 @@ def test_a_series_is_complete_when_all_that_its_node_has_is_here(fetching: Fetch
     slices = ct_series(8)
     archive.add(*slices)
     push(fetching.port, slices[:5], calling_ae_title="ORTHANC")
-    assert stays_receiving(fetching, slices[0], for_s=1.5)
+    assert stays_receiving(fetching, slices[0], for_s=1.0)
     push(fetching.port, slices[5:], calling_ae_title="ORTHANC")
     (job,) = fetching.wait_for_state(slices[0], "queued")
     assert job.completion_reason == "queried 8 instances received"
@@ -89,7 +89,7 @@ def test_without_an_answer_the_quiet_time_decides(
 def test_a_series_with_a_gap_waits_for_the_slices_in_it(fetching: Fetching) -> None:
     slices = ct_series(8)
     push(fetching.port, slices[:3] + slices[4:])
-    assert stays_receiving(fetching, slices[0], for_s=1.5)
+    assert stays_receiving(fetching, slices[0], for_s=1.0)
     push(fetching.port, [slices[3]])
     assert fetching.wait_for_state(slices[0], "queued")[0].instance_count == 8
 

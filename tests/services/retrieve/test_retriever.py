@@ -22,7 +22,7 @@ from tests.services.retrieve.conftest import Archive, Fetching, node_toml
 @pytest.fixture(scope="module")
 def long_series(archive: Archive) -> list[Dataset]:
     """Long enough to do something in the middle of its retrieval."""
-    slices = ct_series(150, size=256)
+    slices = ct_series(250, size=256)
     archive.add(*slices)
     return slices
 
@@ -158,10 +158,11 @@ def test_a_listener_that_stops_gives_its_retrievals_back(fetching: Fetching, lon
 
 @pytest.mark.parametrize("how", ["c-get", "c-move"])
 def test_a_listener_killed_in_the_middle_of_a_retrieval_takes_it_up_again(
-    settings: Settings, archive: Archive, long_series: list[Dataset], database: Database, tmp_path: Path, how: str
+    settings: Settings, archive: Archive, database: Database, tmp_path: Path, how: str
 ) -> None:
     settings.destinations.write_text(node_toml(archive.port, how))
-    slices = long_series
+    slices = ct_series(80, size=256)
+    archive.add(*slices)
     retrievals, jobs = RetrievalStore(database), JobStore(database)
     url = {"EMBOLENS_DATABASE_URL": database.url, "EMBOLENS_DESTINATIONS": str(settings.destinations)}
     listener = ListenerProcess(settings, tmp_path, **url)
