@@ -30,15 +30,15 @@ from imaging.errors import InputError, NotFound, StorageFull
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
-def is_uid(uid: str) -> bool:
-    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
-
-
 def checked_uid(uid: str) -> str:
     """The UID, if it is one (PS3.5 section 9.1): safe as a file name."""
     if not is_uid(uid):
         raise InputError(f"not a DICOM UID: {uid!r}", code="input.invalid_uid")
     return uid
+
+
+def is_uid(uid: str) -> bool:
+    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
 
 
 def relative_result_path(job_id: str, name: str) -> str:

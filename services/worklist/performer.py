@@ -27,7 +27,13 @@ from services.store.rows import JobState, Priority, WorkitemState, WorklistItemR
 from services.store.study_store import StudyStore
 from services.store.worklist_items import InputSeries, WorklistItems, inputs_of
 from services.transport_security import sender_context
-from services.worklist.event_channel import CANCEL_REQUESTED, SCP_STATUS_CHANGE, EventChannel, WorkitemEvent
+from services.worklist.event_channel import (
+    CANCEL_REQUESTED,
+    SCP_STATUS_CHANGE,
+    STATE_REPORT,
+    EventChannel,
+    WorkitemEvent,
+)
 from services.worklist.input_standing import InputLook, Standing
 from services.worklist.output_references import Output, outputs_of
 from services.worklist.reported import UNSPECIFIED, Ending, ending_of, final_report, progress_report
@@ -141,7 +147,11 @@ class Performer:
         for seen in waiting:
             if room <= 0 or self._stopping.is_set():
                 return
-            workitem = self._client.get(seen.uid)
+            try:
+                workitem = self._client.get(seen.uid)
+            except WorklistRefused as refusal:
+                log.warning("workitem %s is left alone: %s", seen.uid, refusal)
+                continue
             if workitem is not None and workitem.is_for_us(self._worklist, utc_now()):
                 room -= self._take_on(workitem)
 
@@ -377,7 +387,7 @@ class Performer:
                     log.info("workitem %s: its cancellation is requested", event.workitem_uid)
             elif event.event_type == SCP_STATUS_CHANGE:
                 self._subscribed.clear()  # its list of subscriptions may be empty
-            else:
+            elif event.event_type == STATE_REPORT:
                 self._checked_at.clear()
             self._heard.popleft()
 

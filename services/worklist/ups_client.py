@@ -30,6 +30,7 @@ class UpsClient:
     """One worklist's origin server.
 
     Raises, in each method: `WorklistUnavailable` where it does not answer, or not to us; it is to be asked again later.
+    `WorklistRefused`, with its own words, where it does not do what it is asked for, or answers with something else.
     """
 
     def __init__(self, http: httpx.Client, worklist: Worklist, *, our_ae_title: str) -> None:
@@ -68,15 +69,11 @@ class UpsClient:
             return None
         found = _datasets(answer)
         if len(found) != 1 or Workitem(found[0]).uid != workitem_uid:
-            raise WorklistUnavailable(f"{self._worklist.server} answered with another workitem than {workitem_uid}")
+            raise WorklistRefused(f"{self._worklist.server} answered with another workitem than {workitem_uid}")
         return Workitem(found[0])
 
     def change_state(self, workitem_uid: str, state: str, transaction_uid: str) -> None:
-        """Claim, complete or cancel (11.7).
-
-        Raises:
-            WorklistRefused: as things stand there; `WorklistRefused` with the server's own words.
-        """
+        """Claim, complete or cancel (11.7)."""
         payload = Dataset()
         payload.ProcedureStepState = state
         payload.TransactionUID = transaction_uid
@@ -86,7 +83,7 @@ class UpsClient:
         self._ask("PUT", path, payload=payload)
 
     def update(self, workitem_uid: str, changes: Dataset, transaction_uid: str) -> None:
-        """Modify attributes of a workitem that is ours (11.6). Raises WorklistRefused as `change_state` does."""
+        """Modify attributes of a workitem that is ours (11.6)."""
         changes.TransactionUID = transaction_uid  # PS3.4 Table CC.2.5-3 wants it here, PS3.18 11.6.1 in the query
         self._ask("POST", f"{_path(workitem_uid)}?{transaction_uid}", payload=changes)
 
@@ -94,7 +91,7 @@ class UpsClient:
         """Have events of the workitem reported to us (11.10); returns where they come, a WebSocket's URL (8.10.4).
 
         Of the URL that the server names only the path counts where it names another host: our credentials go to the
-        configured one alone. Raises WorklistRefused as `change_state` does.
+        configured one alone.
         """
         answer = self._ask("POST", self._subscription(workitem_uid), refusals=_NO_SUBSCRIPTIONS)
         base = self._http.base_url
@@ -108,7 +105,7 @@ class UpsClient:
         return urlunsplit((scheme, authority, path, "", ""))
 
     def unsubscribe(self, workitem_uid: str) -> None:
-        """No more events of the workitem (11.11). Raises WorklistRefused as `change_state` does."""
+        """No more events of the workitem (11.11)."""
         self._ask("DELETE", self._subscription(workitem_uid))
 
     def _subscription(self, workitem_uid: str) -> str:
@@ -134,7 +131,7 @@ class UpsClient:
                 for chunk in answer.iter_bytes():
                     content += chunk
                     if len(content) > _MAX_ANSWER_BYTES:
-                        raise WorklistUnavailable(f"{server} answers with more than {_MAX_ANSWER_BYTES} bytes")
+                        raise WorklistRefused(f"{server} answers with more than {_MAX_ANSWER_BYTES} bytes")
         except httpx.HTTPError as error:
             raise WorklistUnavailable(f"{server} does not answer ({type(error).__name__})") from error
         read = httpx.Response(answer.status_code, headers=_without_encoding(answer.headers), content=bytes(content))
@@ -170,4 +167,4 @@ def _datasets(answer: httpx.Response) -> list[Dataset]:
         content = answer.json()
         return [Dataset.from_json(one) for one in (content if isinstance(content, list) else [content])]
     except MALFORMED as error:  # json.JSONDecodeError is a ValueError
-        raise WorklistUnavailable("the worklist's answer is not DICOM JSON") from error
+        raise WorklistRefused("the answer is not DICOM JSON") from error

@@ -92,6 +92,7 @@ class OriginServer:
         self.before_claim: Callable[[Held], None] = lambda held: None
         self.demands: Callable[[str], None] = lambda state: None
         self.port = 0
+        self.garbled: set[str] = set()
         self.token: str | None = None
         self.names_events_at = ""
 
@@ -389,6 +390,8 @@ def _application(worklist: OriginServer) -> FastAPI:
 
     @app.get(base + "/workitems/{uid}")
     async def get(uid: str) -> Response:
+        if uid in worklist.garbled:
+            return Response("<html>", media_type="text/html")
         return described(worklist.get(uid).dataset)
 
     @app.post(base + "/workitems/{uid}")

@@ -77,6 +77,9 @@ def test_what_is_not_for_us_is_left_alone(site: Site, origin: OriginServer, angi
         # The search matches items of the sequence by value and by scheme, each on its own.
         origin.add(workitem(input_of(slices), ScheduledStationNameCodeSequence=[code("EMBOLENS", "99OTHER", "Other")])),
     ]
+    garbled = origin.add(workitem(input_of(slices), ScheduledProcedureStepPriority="HIGH"))
+    origin.garbled.add(str(garbled.dataset.SOPInstanceUID))
+    left.append(garbled)
     ours = origin.add(workitem(input_of(slices)))
     wait_until(lambda: ours.state != "SCHEDULED")
     seen = origin.count("GET", "/workitems")
