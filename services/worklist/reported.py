@@ -119,14 +119,14 @@ def _progress(percent: int, text: str) -> Dataset:
 
 def _referenced(output: Output) -> Dataset:
     """Referenced Instances and Access Macro (PS3.3 Table 10-3b)."""
-    instance = Dataset()
-    instance.ReferencedSOPClassUID = output.sop_class_uid
-    instance.ReferencedSOPInstanceUID = output.sop_instance_uid
     item = Dataset()
     item.TypeOfInstances = "DICOM"
     item.StudyInstanceUID = output.study_instance_uid
     item.SeriesInstanceUID = output.series_instance_uid
-    item.ReferencedSOPSequence = [instance]
+    item.ReferencedSOPSequence = [
+        _item(ReferencedSOPClassUID=sop_class_uid, ReferencedSOPInstanceUID=sop_instance_uid)
+        for sop_class_uid, sop_instance_uid in output.objects
+    ]
     if output.ae_titles:
         item.DICOMRetrievalSequence = [_item(RetrieveAETitle=ae_title) for ae_title in output.ae_titles]
     if output.urls:

@@ -119,7 +119,12 @@ def test_a_result_that_is_there_already_answers_at_once(
     wait_for_state(held, "IN PROGRESS", "COMPLETED")
     assert [one.id for one in site.jobs_of(slices[0])] == [job.id]
     assert site.jobs.get(job.id).attempts == 1
-    assert len(held.performed.OutputInformationSequence) >= 2
+    told = [one for item in held.performed.OutputInformationSequence for one in item.ReferencedSOPSequence]
+    assert (
+        len(told)
+        == len(list(site.store.result_directory(job.id).glob("*.dcm")))
+        > len(held.performed.OutputInformationSequence)
+    ), "objects of one series are one item"
 
 
 def test_not_analysable_is_canceled_with_its_report(site: Site, origin: OriginServer, angiogram: MakeAngiogram) -> None:
