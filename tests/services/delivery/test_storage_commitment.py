@@ -21,6 +21,7 @@ from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore, utc_now
 from services.store.outbox import Outbox
+from services.store.retrievals import RetrievalStore
 from services.store.rows import JobRow, OutboxRow
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -39,11 +40,12 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def listener(
-    settings: Settings, store: StudyStore, jobs: JobStore, outbox: Outbox, listener_port: int
+    settings: Settings, database: Database, store: StudyStore, jobs: JobStore, outbox: Outbox, listener_port: int
 ) -> Iterator[Listener]:
     settings = settings.model_copy(update={"dicom_port": listener_port})
     queue = TaskQueue(settings.redis_url)
-    listener = Listener(settings, store, jobs, queue, IntakeRules(), CommitmentReports(outbox, settings))
+    reports = CommitmentReports(outbox, settings)
+    listener = Listener(settings, store, jobs, queue, IntakeRules(), RetrievalStore(database), reports)
     listener.start()
     yield listener
     listener.stop()

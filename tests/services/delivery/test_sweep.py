@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 from redis import Redis
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from services.delivery.sweep import Sweep
 from services.embedded_redis import free_port
@@ -21,6 +21,8 @@ from services.store.jobs import JobStore, utc_now
 from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
+
+SWEEP_S = 30.0
 
 
 @pytest.fixture
@@ -32,7 +34,14 @@ def queue(redis_url: str) -> Iterator[TaskQueue]:
 
 @pytest.fixture
 def sweep(settings: Settings, store: StudyStore, jobs: JobStore, queue: TaskQueue) -> Sweep:
-    return Sweep(settings, store, jobs, queue)
+    return Sweep(settings.model_copy(update={"sweep_s": SWEEP_S}), store, jobs, queue)
+
+
+def let_pass(seconds: float, database: Database) -> None:
+    """As if every job had last changed so much earlier."""
+    with database.write() as session:
+        for job in session.scalars(select(JobRow)):
+            job.updated_at -= timedelta(seconds=seconds)
 
 
 def queued_job(jobs: JobStore) -> JobRow:
@@ -42,7 +51,7 @@ def queued_job(jobs: JobStore) -> JobRow:
 
 
 def test_jobs_are_enqueued_again_after_redis_was_emptied(
-    sweep: Sweep, settings: Settings, jobs: JobStore, queue: TaskQueue, redis_url: str
+    sweep: Sweep, jobs: JobStore, queue: TaskQueue, database: Database, redis_url: str
 ) -> None:
     job = queued_job(jobs)
     queue.enqueue(job.id, Priority.STAT)
@@ -50,7 +59,7 @@ def test_jobs_are_enqueued_again_after_redis_was_emptied(
     assert job.id not in queue.waiting()
     sweep.run()
     assert job.id not in queue.waiting()  # queued a moment ago: its message may be on the way
-    time.sleep(settings.sweep_s + 0.05)
+    let_pass(SWEEP_S + 1.0, database)
     sweep.run()
     assert job.id in queue.waiting()
     sweep.run()
@@ -58,14 +67,14 @@ def test_jobs_are_enqueued_again_after_redis_was_emptied(
 
 
 def test_a_job_whose_worker_went_silent_is_given_back_to_the_queue(
-    sweep: Sweep, settings: Settings, jobs: JobStore, queue: TaskQueue
+    sweep: Sweep, jobs: JobStore, queue: TaskQueue, database: Database
 ) -> None:
     job = queued_job(jobs)
     jobs.claim(job.id, "worker", lease_s=0.05)
     time.sleep(0.1)
     sweep.run()
     assert jobs.get(job.id).state == "queued"
-    time.sleep(settings.sweep_s + 0.05)
+    let_pass(SWEEP_S + 1.0, database)
     sweep.run()
     assert job.id in queue.waiting()
 
