@@ -12,6 +12,8 @@ EmbolensError
 ├── QueueUnavailable          the broker does not answer
 ├── NodeUnavailable           a node to fetch from does not answer, or did not send all of it; it is asked again
 ├── NothingToRetrieve         a node answered, and has nothing that could be fetched (never "nothing found")
+├── WorklistUnavailable       a worklist's origin server does not answer, or not to us; it is asked again
+├── WorklistRefused           an origin server does not do what it is asked for, or answers unreadably
 └── DeliveryError             a destination did not take an object; it will be tried again
     └── DeliveryRefused       a destination refused an object for good: trying again cannot help
 
@@ -110,6 +112,14 @@ class NodeUnavailable(EmbolensError):
 
 class NothingToRetrieve(EmbolensError):
     default_code = "retrieve.nothing_to_retrieve"
+
+
+class WorklistUnavailable(EmbolensError):
+    default_code = "worklist.unavailable"
+
+
+class WorklistRefused(EmbolensError):
+    default_code = "worklist.refused"
 
 
 class DeliveryError(EmbolensError):

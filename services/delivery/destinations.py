@@ -18,6 +18,7 @@ from services.store.jobs import Delivery, Notification
 from services.store.rows import JobRow, Source
 from services.store.study_store import relative_result_path
 from services.toml_file import TomlTable
+from services.worklist.worklist_table import Worklist
 
 if TYPE_CHECKING:
     from services.dicom.result_files import ResultFiles
@@ -168,6 +169,7 @@ class Destinations(TomlTable):
     hl7: tuple[Hl7, ...] = ()
     routes: tuple[Route, ...] = ()
     retrieve: tuple[RetrieveRule, ...] = ()
+    worklists: tuple[Worklist, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique_and_known(self) -> Destinations:
@@ -190,6 +192,20 @@ class Destinations(TomlTable):
             if rule.node not in self.retrieved_from():
                 raise ValueError(
                     f"the rule {rule.name} retrieves from {rule.node}, which is not listed with `retrieve`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _worklists_are_of_known_services(self) -> Destinations:
+        if len({worklist.name for worklist in self.worklists}) < len(self.worklists):
+            raise ValueError("two worklists have the same name")
+        for worklist in self.worklists:
+            if self.dicomweb_service(worklist.server) is None:
+                raise ValueError(f"the worklist {worklist.name} is of {worklist.server}, no [[dicomweb]] service")
+            if worklist.retrieve_from not in (None, *self.retrieved_from()):
+                raise ValueError(
+                    f"the worklist {worklist.name} retrieves from {worklist.retrieve_from}, "
+                    "which is not listed with `retrieve`"
                 )
         return self
 

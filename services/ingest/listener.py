@@ -1,4 +1,4 @@
-"""The listener process: the Storage SCP and what fetches studies for it, from start to SIGTERM."""
+"""The listener process: the Storage SCP, what fetches studies for it and what works on worklists; until SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
+from services.worklist.performers import Performers
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,17 @@ def run_listener(settings: Settings) -> None:
     database = Database(settings.resolved_database_url)
     database.upgrade()
     queue = TaskQueue(settings.redis_url)
+    store = StudyStore(settings.data_dir)
     retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
-    listener = Listener(settings, StudyStore(settings.data_dir), JobStore(database), queue, rules, retrievals, reports)
+    listener = Listener(settings, store, JobStore(database), queue, rules, retrievals, reports)
     retriever = Retriever(settings, listener, retrievals, rules)
+    performers = Performers(settings, database, store)
     listener.start()
     retriever.start()
+    performers.start()
     log.info("ready: %s listens on %s:%d", settings.ae_title, settings.dicom_host, listener.port)
     stopping.wait()
+    performers.stop()
     retriever.stop()
     listener.stop()
     queue.close()

@@ -76,6 +76,16 @@ class RetrievalState(StrEnum):
 FINAL_RETRIEVAL_STATES = frozenset({RetrievalState.COMPLETED, RetrievalState.FAILED, RetrievalState.CANCELLED})
 
 
+class WorkitemState(StrEnum):
+    """claiming -> in_progress -> completed | canceled; lost: taken from us, or given up. DICOM's spelling."""
+
+    CLAIMING = "claiming"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+    LOST = "lost"
+
+
 class DeliveryState(StrEnum):
     """pending -> delivered; with storage commitment pending -> stored -> delivered. Parked: a person has to act."""
 
@@ -274,3 +284,33 @@ class HeldInstanceRow(Base):
     file_name: Mapped[str] = mapped_column(String(256))
     modified_ns: Mapped[int] = mapped_column(BigInteger)
     attributes: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class WorklistItemRow(Base):
+    """One workitem of a worklist (Unified Procedure Step, PS3.4 Annex CC) that this site claims or has claimed.
+
+    The transaction UID is what proves, to the origin server, that the workitem is ours: it is here before it is sent.
+    """
+
+    __tablename__ = "worklist_items"
+    __table_args__ = (
+        Index("ix_worklist_items_state", "worklist", "state"),
+        UniqueConstraint("worklist", "workitem_uid", name="uq_worklist_items_workitem"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    worklist: Mapped[str] = mapped_column(String(64))
+    workitem_uid: Mapped[str] = mapped_column(String(64))
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[str] = mapped_column(String(8))
+    workitem_code: Mapped[dict[str, str]] = mapped_column(JSON)
+    inputs: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    cancel_reason: Mapped[str | None] = mapped_column(Text)  # set: a cancellation was requested
+    refusals: Mapped[int] = mapped_column(Integer)
+    error_message: Mapped[str | None] = mapped_column(Text)
+
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    claimed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

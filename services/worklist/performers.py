@@ -1,0 +1,44 @@
+"""The performers of all worklists that destinations.toml lists, in threads of the listener's process."""
+
+from __future__ import annotations
+
+import logging
+
+from imaging.errors import ConfigurationError
+from services.delivery.destinations import Destinations
+from services.settings import Settings
+from services.store.database import Database
+from services.store.jobs import JobStore
+from services.store.outbox import Outbox
+from services.store.retrievals import RetrievalStore
+from services.store.study_store import StudyStore
+from services.store.worklist_items import WorklistItems
+from services.worklist.input_standing import InputLook
+from services.worklist.performer import Performer
+
+log = logging.getLogger(__name__)
+
+
+class Performers:
+    """The listener is one per data directory, and so are these: no workitem is claimed twice."""
+
+    def __init__(self, settings: Settings, database: Database, store: StudyStore) -> None:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+        items, outbox = WorklistItems(database), Outbox(database)
+        inputs = InputLook(settings, items, JobStore(database), RetrievalStore(database), outbox, store)
+        try:
+            worklists = Destinations.load(settings.destinations).worklists
+        except ConfigurationError as error:  # studies are received all the same
+            log.error("no worklist is worked on: %s", error)
+            worklists = ()
+        self._performers = [Performer(one, settings, items, inputs, outbox, store) for one in worklists]
+        if beyond := items.held_beyond([one.name for one in worklists]):
+            log.warning("%d workitems in progress are of worklists that destinations.toml lists no more", beyond)
+
+    def start(self) -> None:
+        for performer in self._performers:
+            performer.start()
+
+    def stop(self) -> None:
+        for performer in self._performers:
+            performer.stop()
