@@ -6,8 +6,6 @@ from pathlib import Path
 
 from services.settings import Settings
 
-_BEGIN, _END = "<!-- settings -->", "<!-- /settings -->"
-
 
 def settings_table() -> str:
     """Markdown: variable, default, meaning."""
@@ -23,9 +21,15 @@ def settings_table() -> str:
 
 def with_settings_table(document: str) -> str:
     """The document with the table between its two markers."""
-    before, rest = document.split(_BEGIN, 1)
-    _, after = rest.split(_END, 1)
-    return f"{before}{_BEGIN}\n{settings_table()}\n{_END}{after}"
+    return with_generated(document, "settings", settings_table())
+
+
+def with_generated(document: str, name: str, text: str) -> str:
+    """The document with `text` between `<!-- name -->` and `<!-- /name -->`. Raises ValueError where they are not."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = document.split(begin, 1)
+    _, after = rest.split(end, 1)
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from imaging.errors import ConfigurationError
 from services.settings import Settings
 
 # The suites of the Modified BCP 195 profile (PS3.15 B.13) for TLS 1.2; those of TLS 1.3 are always offered beside them.
-_TLS_1_2_SUITES = (
+TLS_1_2_SUITES = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES256-GCM-SHA384"
 )
@@ -59,7 +59,7 @@ def sender_context(settings: Settings) -> ssl.SSLContext:
 
 def _loaded(settings: Settings, context: ssl.SSLContext) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_TLS_1_2_SUITES)
+    context.set_ciphers(TLS_1_2_SUITES)
     if (certificate := settings.tls_certificate) is not None:
         _load("certificate or key", certificate, lambda: context.load_cert_chain(certificate, settings.tls_key))
     if (trusted := settings.tls_trusted) is not None:

@@ -18,6 +18,9 @@ from services.delivery.destinations import Node
 from services.dicom.headers import MALFORMED
 from services.dicom.sop_reference import reference_to
 
+PROPOSED = tuple(
+    (InstanceAvailabilityNotification, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+)
 _SUCCESS = 0x0000
 _DUPLICATE = 0x0111  # PS3.7 C.5.7: it has this notification
 
@@ -36,11 +39,8 @@ def announce(
     Raises:
         DeliveryError: the node did not take it.
     """
-    presentations = [
-        (InstanceAvailabilityNotification, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    ]
     notification = _notification(paths, retrieve_ae_title)
-    with association_with(node, presentations, calling_ae_title=calling_ae_title, tls=tls) as association:
+    with association_with(node, PROPOSED, calling_ae_title=calling_ae_title, tls=tls) as association:
         try:
             answer, _ = association.send_n_create(notification, InstanceAvailabilityNotification, sop_instance_uid)
         except RuntimeError as error:

@@ -43,11 +43,7 @@ def send_to_node(
     left = list(presentations)
     if not left:
         return
-    proposed = [
-        (sop_class_uid, syntax)
-        for sop_class_uid, own_syntax in presentations.values()
-        for syntax in (own_syntax, *_FALLBACKS)
-    ]
+    proposed = [one for presentation in presentations.values() for one in proposed_for(*presentation)]
     try:
         with association_with(node, proposed, calling_ae_title=calling_ae_title, tls=tls) as association:
             while left:
@@ -57,6 +53,11 @@ def send_to_node(
     except DeliveryError as error:
         for path in left:
             yield SentObject(path, error)
+
+
+def proposed_for(sop_class_uid: str, own_syntax: str) -> list[tuple[str, str]]:
+    """The presentation contexts that an object stored in `own_syntax` can be sent in."""
+    return [(sop_class_uid, syntax) for syntax in dict.fromkeys((own_syntax, *_FALLBACKS))]
 
 
 def _presentation_of(path: Path) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from services.settings import Settings
 from services.store.outbox import Outbox
 from services.store.rows import OutboxRow
 
+PROPOSED = tuple((StorageCommitmentPushModel, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian))
 log = logging.getLogger(__name__)
 
 _REQUEST_STORAGE_COMMITMENT = 1  # action type, PS3.4 Table J.3.2-1
@@ -63,12 +64,9 @@ def request_commitment(
     request = Dataset()
     request.TransactionUID = transaction_uid
     request.ReferencedSOPSequence = [reference_to(row.sop_class_uid, row.sop_instance_uid) for row in rows]  # type: ignore[arg-type]  # rows of objects
-    presentations = [
-        (StorageCommitmentPushModel, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    ]
     with association_with(
         node,
-        presentations,
+        PROPOSED,
         calling_ae_title=calling_ae_title,
         tls=tls,
         handlers=[(evt.EVT_N_EVENT_REPORT, take), (evt.EVT_PDU_SENT, sent)],

@@ -18,6 +18,7 @@ from pynetdicom.association import ServiceUser
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
     StorageCommitmentPushModel,
     Verification,
@@ -49,6 +50,17 @@ _MAX_PDU_BYTES = 1024**2
 _NETWORK_TIMEOUT_S = 60  # a peer that is silent for longer has gone; its association is aborted
 
 
+def supported_contexts() -> list[PresentationContext]:
+    """What is accepted when a peer opens an association."""
+    ae = AE()
+    ae.add_supported_context(Verification)
+    for sop_class_uid in CT_STORAGE_SOP_CLASSES.values():
+        ae.add_supported_context(sop_class_uid, list(ACCEPTED_TRANSFER_SYNTAXES))
+    # A node that reports on its storage commitment is the SCP, though it opens the association (PS3.4 J.3.3).
+    ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+    return ae.supported_contexts
+
+
 class Listener:
     """A DICOM listener and the completion of what it receives. One per data directory."""
 
@@ -74,11 +86,7 @@ class Listener:
         self._ae.maximum_associations = settings.max_associations
         self._ae.maximum_pdu_size = _MAX_PDU_BYTES
         self._ae.network_timeout = _NETWORK_TIMEOUT_S
-        self._ae.add_supported_context(Verification)
-        for sop_class_uid in CT_STORAGE_SOP_CLASSES.values():
-            self._ae.add_supported_context(sop_class_uid, list(ACCEPTED_TRANSFER_SYNTAXES))
-        # A node that reports on its storage commitment is the SCP, though it opens the association (PS3.4 J.3.3).
-        self._ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        self._ae.supported_contexts = supported_contexts()
         self._reports = reports
         self._allowed = rules.associations
         self._ae.require_called_aet = self._allowed.called_ae_title_must_match

@@ -68,6 +68,17 @@ class _Refused(NodeUnavailable):
         self.status = status
 
 
+def requested_contexts(sop_class_uid: str, *, with_storage: bool) -> list[PresentationContext]:
+    """What is proposed to a node: a query or retrieve class and, for C-GET, the classes that come back."""
+    ae = AE()
+    ae.add_requested_context(sop_class_uid, list(_QUERY_TRANSFER_SYNTAXES))
+    if with_storage:
+        for ct_class in CT_STORAGE_SOP_CLASSES.values():
+            for transfer_syntax in ACCEPTED_TRANSFER_SYNTAXES:  # each alone: the node has what it has
+                ae.add_requested_context(ct_class, transfer_syntax)
+    return ae.requested_contexts
+
+
 class DicomArchive:
     """One node. Each question is an association of its own."""
 
@@ -203,15 +214,12 @@ class DicomArchive:
         ae.connection_timeout = ae.acse_timeout = _CONNECTION_TIMEOUT_S
         ae.dimse_timeout = ae.network_timeout = _ANSWER_TIMEOUT_S if sop_class_uid == _FIND else _FETCH_TIMEOUT_S
         ae.maximum_pdu_size = _MAX_PDU_BYTES
-        ae.add_requested_context(sop_class_uid, list(_QUERY_TRANSFER_SYNTAXES))
+        ae.requested_contexts = requested_contexts(sop_class_uid, with_storage=store is not None)
         handlers: list[evt.EventHandlerType] = []
         roles = []
         if store is not None:
             handlers.append((evt.EVT_C_STORE, store))
-            for ct_class in CT_STORAGE_SOP_CLASSES.values():
-                roles.append(build_role(ct_class, scp_role=True))
-                for transfer_syntax in ACCEPTED_TRANSFER_SYNTAXES:  # each alone: the node has what it has
-                    ae.add_requested_context(ct_class, transfer_syntax)
+            roles += [build_role(ct_class, scp_role=True) for ct_class in CT_STORAGE_SOP_CLASSES.values()]
         association = ae.associate(
             node.host,
             node.port,
