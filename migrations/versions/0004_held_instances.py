@@ -14,9 +14,8 @@ _INDEXED = ("patient_id", "accession_number", "study_date")
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.add_column(sa.Column("arrivals", sa.Integer(), server_default="0", nullable=False))
-        batch_op.add_column(sa.Column("indexed_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("jobs", sa.Column("arrivals", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("jobs", sa.Column("indexed_at", sa.DateTime(timezone=True), nullable=True))
     op.create_table(
         "held_series",
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
@@ -58,6 +57,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("held_instances")
     op.drop_table("held_series")
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.drop_column("indexed_at")
-        batch_op.drop_column("arrivals")
+    # Not as a batch: that makes the table anew, which SQLite refuses while other rows refer to it.
+    op.drop_column("jobs", "indexed_at")
+    op.drop_column("jobs", "arrivals")

@@ -304,7 +304,7 @@ class TestFrames:
         def without_decoder(*_: object, **__: object) -> None:
             raise RuntimeError("Unable to decompress 'JPEG-LS Lossless' pixel data because all plugins are missing")
 
-        monkeypatch.setattr("services.dicomweb.frames.pixel_array", without_decoder)
+        monkeypatch.setattr("services.dicomweb.frames.decoded", without_decoder)
         for url in (f"{url_of(plain)}/frames/1", url_of(plain), f"{url_of(plain)}/rendered"):
             accept = "image/png" if "rendered" in url else f"{DICOM}, {OCTETS}"
             response = get(gateway, url, accept)

@@ -15,9 +15,13 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import MPEG2MPML, DeflatedExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from services.delivery.storage_commitment import CommitmentReports
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
+from services.store.database import Database
 from services.store.jobs import JobFilter
+from services.store.outbox import Outbox
+from services.store.retrievals import RetrievalStore
 from tests.api.conftest import RunningGateway
 from tests.services.ingest.peers import ct_series, push, wait_until
 
@@ -221,10 +225,14 @@ def test_a_full_disk_is_said(gateway: RunningGateway, monkeypatch: pytest.Monkey
 def listening(gateway: RunningGateway) -> Iterable[Listener]:
     """A listener beside the gateway, on the same data."""
     settings = gateway.settings.model_copy(update={"dicom_port": 0, "series_quiet_s": 0.6})
-    listener = Listener(settings, gateway.store, gateway.jobs, gateway.queue, IntakeRules(min_slices=2))
+    database = Database(settings.resolved_database_url)
+    retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
+    rules = IntakeRules(min_slices=2)
+    listener = Listener(settings, gateway.store, gateway.jobs, gateway.queue, rules, retrievals, reports)
     listener.start()
     yield listener
     listener.stop()
+    database.close()
 
 
 def test_the_listener_completes_what_the_gateway_stored(gateway: RunningGateway, listening: Listener) -> None:
