@@ -71,14 +71,17 @@ def test_the_data_set_is_kept_byte_for_byte(receiving: Receiving) -> None:
     assert {element.tag: element.value for element in received} == {element.tag: element.value for element in one}
 
 
-def test_dcmtk_is_answered_and_its_series_received(receiving: Receiving, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sender", [("storescu", "+sd"), ("dcmsend", "+sd")])
+def test_dcmtk_is_answered_and_its_series_received(
+    receiving: Receiving, tmp_path: Path, sender: tuple[str, ...]
+) -> None:
     port = str(receiving.port)
     slices = ct_series(12)
     save(slices, tmp_path / "study")
-    for command in (["echoscu"], ["storescu", "+sd", "-aet", "PACS"]):
+    for command in (["echoscu"], [*sender, "-aet", "PACS"]):
         if shutil.which(command[0]) is None:
             pytest.fail(f"{command[0]} is not installed (Debian: dcmtk)")
-        where = ["127.0.0.1", port, *([str(tmp_path / "study")] if command[0] == "storescu" else [])]
+        where = ["127.0.0.1", port, *([] if command[0] == "echoscu" else [str(tmp_path / "study")])]
         subprocess.run([*command, "-aec", "EMBOLENS", *where], env=DCMTK, check=True, timeout=30)
     (job,) = receiving.wait_for_state(slices[0], "queued")
     assert (job.calling_ae_title, job.instance_count) == ("PACS", 12)

@@ -16,7 +16,7 @@ from services.settings import Settings
 from services.store.retrievals import series_of
 from tests.end_to_end.hospital import storescu
 from tests.services.ingest.peers import ct_series, save, wait_until
-from tests.services.retrieve.conftest import Fetching, node_toml
+from tests.services.retrieve.conftest import Archive, Fetching, node_toml
 
 
 class QueryRetrieveScp:
@@ -67,3 +67,20 @@ def test_a_study_is_fetched(
     assert [(one.instances, one.received) for one in series_of(row)] == [(9, 9)]
     (job,) = fetching.wait_for_state(slices[0], "queued")
     assert (job.calling_ae_title, job.completion_reason) == ("DCMTK", "queried 9 instances received")
+
+
+def test_somebody_else_has_a_study_moved_to_us(
+    fetching: Fetching, scp: QueryRetrieveScp, archive: Archive, tmp_path: Path
+) -> None:
+    """movescu asks dcmqrscp, then Orthanc: what they push is a series like any other."""
+    of_dcmtk, of_orthanc = ct_series(3), ct_series(3)
+    save(of_dcmtk, tmp_path / "slices")
+    storescu(scp.port, tmp_path / "slices", called_ae_title="DCMTK")
+    archive.add(*of_orthanc)
+    for port, called, slices in ((scp.port, "DCMTK", of_dcmtk), (archive.port, "ORTHANC", of_orthanc)):
+        study = f"StudyInstanceUID={slices[0].StudyInstanceUID}"
+        command = ["movescu", "-S", "-aec", called, "-aet", "EMBOLENS", "-aem", "EMBOLENS"]
+        command += ["-k", "QueryRetrieveLevel=STUDY", "-k", study, "127.0.0.1", str(port)]
+        subprocess.run(command, env=os.environ | {"TCP_NODELAY": "1"}, check=True, timeout=30)
+        (job,) = fetching.wait_for_state(slices[0], "queued")
+        assert (job.calling_ae_title, job.instance_count) == (called, 3)
