@@ -15,7 +15,7 @@ def log_to_stderr() -> None:
     logging.captureWarnings(True)
     for name in ("py.warnings", "pydicom", "highdicom", "nibabel"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for name in ("pynetdicom", "alembic"):  # each message, each migration plugin
+    for name in ("pynetdicom", "alembic", "httpx"):  # each message, each migration plugin, URLs that may hold a secret
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

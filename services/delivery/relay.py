@@ -291,13 +291,12 @@ def run_relay(settings: Settings) -> None:
     queue = TaskQueue(settings.redis_url)
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
-
     index = HeldIndex(database, store)
 
     def sweep_once() -> None:
         sweep.run()
-        index.update(most_jobs=_INDEXED_AT_ONCE)
         (settings.data_dir / ALIVE_FILE).touch()
+        index.update(most_jobs=_INDEXED_AT_ONCE)
 
     sweeping = threading.Thread(
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"

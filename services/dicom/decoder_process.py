@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 LONGEST_S = 120.0  # for one image
 MAX_MEMORY_BYTES = 8 << 30  # address space
+MOST_AT_ONCE = min(4, os.cpu_count() or 1)  # who asks for more waits
 
 
 def decoded(path: Path, frame_index: int | None) -> NDArray[Any]:
@@ -31,9 +32,19 @@ def decoded(path: Path, frame_index: int | None) -> NDArray[Any]:
         ValueError: what the decoder said. RuntimeError: it ended.
         OSError: the file system refuses.
     """
-    decoder = _idle_or_new()
-    values = decoder.ask(path, frame_index)
-    _idle.put(decoder)  # not where it ended
+    with _at_once:
+        try:
+            decoder = _idle.get_nowait()
+        except queue.Empty:
+            decoder = _Decoder()
+            values = decoder.ask(path, frame_index)
+        else:
+            try:
+                values = decoder.ask(path, frame_index)
+            except RuntimeError:  # it may have ended while it was idle: that says nothing about the image
+                decoder = _Decoder()
+                values = decoder.ask(path, frame_index)
+        _idle.put(decoder)  # not where it ended
     if isinstance(values, Exception):
         raise values
     return values
@@ -62,6 +73,8 @@ class _Decoder:
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
             content = self._process.stdout.read(answer.get("bytes", 0))
+            if len(content) < answer.get("bytes", 0):
+                raise ValueError("it ended in the middle of its answer")
         except (OSError, ValueError) as error:
             self.end()
             raise RuntimeError("the decoder crashed or took too long") from error
@@ -80,13 +93,7 @@ class _Decoder:
 
 
 _idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()
-
-
-def _idle_or_new() -> _Decoder:
-    try:
-        return _idle.get_nowait()
-    except queue.Empty:
-        return _Decoder()
+_at_once = threading.BoundedSemaphore(MOST_AT_ONCE)
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO) -> None:

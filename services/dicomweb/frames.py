@@ -107,7 +107,9 @@ class Frames:
             raise NotAcceptable("the instance has no pixels", remedy="retrieve the instance or its metadata")
         self.check_has(index)
         try:
-            if self.is_encapsulated and integer(self.header, "SamplesPerPixel") in (None, 1):
+            if self.is_encapsulated:  # in another process, which knows grey images alone
+                if integer(self.header, "SamplesPerPixel") not in (None, 1):
+                    raise ValueError("compressed colour is not decoded")
                 return decoded(self.path, index if self.count > 1 else None)
             source: Path | Dataset = self.path
             if self.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:  # nothing of it lies at a known place

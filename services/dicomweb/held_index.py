@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import and_, delete, exists, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from imaging.errors import InputError, NotFound
@@ -45,7 +46,9 @@ class HeldIndex:
         for job in outdated:
             try:
                 self._index(job)
-            except (InputError, OSError) as error:
+            except SQLAlchemyError:
+                raise
+            except Exception as error:  # noqa: BLE001  one damaged file must not hide all others
                 failed += 1
                 code = error.code if isinstance(error, InputError) else type(error).__name__
                 log.warning("the files of job %s cannot be indexed: %s", job.id, code)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 
 from services.dicom.headers import MALFORMED
 
@@ -41,9 +43,16 @@ def json_model(dataset: Dataset, bulk_data_uri: Callable[[str], str] | None = No
                 model[key] = {"vr": element.VR, "BulkDataURI": bulk_data_uri(key)}
             else:
                 model[key] = _finite(element.to_json_dict(None, _INLINE_BYTES))
-        except MALFORMED:
-            model[key] = {"vr": dataset.get_item(tag).VR or "UN"}
+        except (*MALFORMED, OSError):  # pydicom's, without errno: what it says of an element that breaks off
+            model[key] = {"vr": _vr_of(dataset, tag)}
     return model
+
+
+def _vr_of(dataset: Dataset, tag: BaseTag) -> str:
+    """Of an element whose value cannot be read; UN where its VR is damaged too."""
+    with suppress(*MALFORMED, OSError):
+        return dataset.get_item(tag).VR or "UN"
+    return "UN"
 
 
 def is_bulk(element: DataElement) -> bool:

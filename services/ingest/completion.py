@@ -53,6 +53,11 @@ def completion_reason(
     return None
 
 
+def _where(error: Exception) -> str:
+    """Where it was raised, without its message, which may quote attributes of the patient."""
+    return "".join(traceback.format_tb(error.__traceback__))
+
+
 class CompletionWatcher:
     """A thread that looks at the arriving series and hands the complete ones on: to the queue, or set aside.
 
@@ -104,16 +109,14 @@ class CompletionWatcher:
             self._wake.clear()
             try:
                 self._follow_jobs()
-            except SQLAlchemyError as error:
-                log.error("the database does not answer (%s); trying again", type(error).__name__)
+            except Exception as error:  # noqa: BLE001  as below; a disk that does not answer must not end this thread
+                log.error("jobs cannot be followed (%s); trying again\n%s", type(error).__name__, _where(error))
             for series in self._register.all():
                 try:
                     self.look_at(series)
                 except Exception as error:  # noqa: BLE001  outermost loop: one series must not stop the others
-                    # The message may quote attributes of the patient; type and place say enough.
-                    trace = "".join(traceback.format_tb(error.__traceback__))
                     uid, name = series.series_instance_uid, type(error).__name__
-                    log.error("series %s cannot be completed: %s\n%s", uid, name, trace)
+                    log.error("series %s cannot be completed: %s\n%s", uid, name, _where(error))
                     series.last_arrival = time.monotonic()
 
     def _follow_jobs(self) -> None:

@@ -32,6 +32,7 @@ from services.settings import Settings
 log = logging.getLogger(__name__)
 
 _PAGE = 1000
+_ADDRESS_LENGTH = 64  # of a job's row
 _FETCH_TIMEOUT_S = 300.0
 _AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _META_LENGTH = slice(140, 144)  # value of (0002,0000), the first element: how many bytes of file meta follow it
@@ -82,12 +83,16 @@ class DicomWebArchive:
     ) -> None:
         series = f"studies/{study_instance_uid}/series/{series_instance_uid}"
         paths = [series] if uids is None else [f"{series}/instances/{uid}" for uid in uids]
-        calling = Calling(DICOMWEB + self._service.name, self._service.url.host or "", threading.current_thread())
+        calling = Calling(
+            DICOMWEB + self._service.name, (self._service.url.host or "")[:_ADDRESS_LENGTH], threading.current_thread()
+        )
         failed = 0
         with self._client() as client:
             for path in paths:
-                for part in self._parts(client, path):
+                for part in self._parts(client, path, may_be_gone=uids is not None):
                     try:
+                        if part is None:
+                            raise InputError(f"{self._service.name} has lost {path}", code="input.lost")
                         _take_in(part, receiver, calling)
                     except InputError as error:
                         log.warning("refused an instance of series %s: %s", series_instance_uid, error.code)
@@ -95,23 +100,30 @@ class DicomWebArchive:
                     if not on_progress(failed):
                         return
 
-    def _parts(self, client: httpx.Client, path: str) -> Iterator[bytes]:
+    def _parts(self, client: httpx.Client, path: str, *, may_be_gone: bool) -> Iterator[bytes | None]:
+        """The instances below a path; None for one that the service lists and no longer has."""
         timeout = httpx.Timeout(_FETCH_TIMEOUT_S, connect=client.timeout.connect)
         with client.stream("GET", path, headers={"Accept": _AS_STORED}, timeout=timeout) as response:
+            if may_be_gone and response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
+                yield None
+                return
             self._check(response)
             yield from parts_of(response.headers.get("Content-Type", ""), response.iter_bytes())
 
     def _find(self, path: str, keys: dict[str, str]) -> list[Dataset]:
         found: list[Dataset] = []
+        seen: set[str] = set()
         with self._client() as client:
             while True:
                 paging = {"limit": str(_PAGE), "offset": str(len(found))}
                 response = client.get(path, params=keys | paging, headers={"Accept": "application/dicom+json"})
                 self._check(response)
                 page = [] if response.status_code == httpx.codes.NO_CONTENT else self._answers(response)
-                found += page
+                new = {text: answer for answer in page if (text := answer.to_json()) not in seen}
+                seen |= new.keys()
+                found += new.values()
                 is_last = len(page) < _PAGE and _MORE_RESULTS not in response.headers.get("Warning", "")
-                if not page or is_last:
+                if not new or is_last:  # nothing new: a service that knows no `offset` gives the same for ever
                     return found
 
     def _answers(self, response: httpx.Response) -> list[Dataset]:

@@ -29,8 +29,8 @@ class Schedule:
             key = f"{rule.name} {now:%Y-%m-%d}"
             if rule.at is None or now.time() < rule.at or key in self._run:
                 continue
-            self._run.add(key)
             run = self._retrievals.request_run(
                 node=rule.node, rule=rule.query(now.date()).model_dump(), priority=rule.priority, run_key=key
             )
+            self._run.add(key)
             log.info("rule %s runs: retrieval %s", rule.name, run.id)

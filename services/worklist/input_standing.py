@@ -85,6 +85,8 @@ class InputLook:
         job = self._items.newest_job(series.study_instance_uid, series.series_instance_uid)
         if is_called_off and (job is None or not self._counts(series, job)) and series.retrieval_id is None:
             return series, Standing(Outcome.CANCELLED, 1.0, "called off", job=job)
+        if is_called_off and job is not None and not _has_ended(job) and not self._is_ours(series, job, since):
+            return series, Standing(Outcome.CANCELLED, 1.0, "called off", job=job)
         if job is not None and job.state == JobState.CANCELLED and not _ended_before(job, since):
             return series, self._of_job(job)
         if job is None or not self._counts(series, job):
@@ -98,16 +100,27 @@ class InputLook:
         return series, self._of_job(job)
 
     def call_off(self, series: InputSeries, *, since: datetime) -> None:
-        """Stop what is under way for it, as far as it can be stopped. Retrievals from before `since` are others'."""
+        """Stop what the workitem set going for it, as far as it can be stopped; what others asked for goes on."""
         with suppress(StateConflict):  # it has just ended
             if series.retrieval_id is not None:
                 retrieval = self._retrievals.get(series.retrieval_id)
                 if not has_ended(retrieval) and retrieval.created_at >= since:
                     self._retrievals.cancel(retrieval.id)
         job = self._items.newest_job(series.study_instance_uid, series.series_instance_uid)
-        if job is not None and not _has_ended(job):
+        if job is not None and not _has_ended(job) and self._is_ours(series, job, since):
             with suppress(StateConflict):
                 self._jobs.cancel(job.id)
+
+    def _is_ours(self, series: InputSeries, job: JobRow, since: datetime) -> bool:
+        """Whether the job is there for the workitem alone: tried again for it, or of images fetched for it."""
+        if series.is_retried:
+            return True
+        if series.retrieval_id is None or job.created_at < since:
+            return False
+        try:
+            return self._retrievals.get(series.retrieval_id).created_at >= since
+        except NotFound:
+            return False
 
     def _counts(self, series: InputSeries, job: JobRow) -> bool:
         """Whether the job is of all the images that the workitem names; more of them may come while it is open."""

@@ -334,7 +334,8 @@ class Performer:
 
     def _close(self, item: WorklistItemRow, state: WorkitemState, text: str) -> None:
         self._items.end(item.id, state, None if state is WorkitemState.COMPLETED else text)
-        log.log(_LEVEL.get(state, logging.INFO), "workitem %s is %s: %s", item.workitem_uid, state, text)
+        # Not why: a person's reason to cancel may name the patient. It stays in the item's row.
+        log.log(_LEVEL.get(state, logging.INFO), "workitem %s is %s", item.workitem_uid, state)
         self._unsubscribe(item)
         for remembered in (self._reported, self._reported_at, self._checked_at, self._not_before):
             remembered.pop(item.id, None)

@@ -23,7 +23,6 @@ class Performers:
     """The listener is one per data directory, and so are these: no workitem is claimed twice."""
 
     def __init__(self, settings: Settings, database: Database, store: StudyStore) -> None:
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
         items, outbox = WorklistItems(database), Outbox(database)
         inputs = InputLook(settings, items, JobStore(database), RetrievalStore(database), outbox, store)
         try:

@@ -259,13 +259,33 @@ def test_an_image_that_ends_its_decoder_is_unreadable_and_the_next_is_read(
     dataset, expected = written_image(path, bits_stored=12, signed=True)
     dataset.compress(RLELossless, generate_instance_uid=False)
     dataset.save_as(path)
-    decoder = decoder_process._Decoder()
     monkeypatch.setattr(decoder_process, "_idle", queue.LifoQueue())
-    decoder_process._idle.put(decoder)
-    decoder._process.send_signal(signal_number)
-    with pytest.raises(NotAnalysable, match="the decoder crashed") as refusal:
-        hu_of(path)
+
+    class Crashing(decoder_process._Decoder):
+        def ask(self, path: Path, frame_index: int | None) -> np.ndarray | Exception:
+            self._process.send_signal(signal_number)
+            return super().ask(path, frame_index)
+
+    with monkeypatch.context() as crashing:
+        crashing.setattr(decoder_process, "_Decoder", Crashing)
+        with pytest.raises(NotAnalysable, match="the decoder crashed") as refusal:
+            hu_of(path)
     assert refusal.value.code == "pixels.unreadable"
+    np.testing.assert_array_equal(hu_of(path), expected)
+    decoder_process._idle.get().end()
+
+
+def test_a_decoder_that_ended_while_it_was_idle_says_nothing_about_the_next_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image.dcm"
+    dataset, expected = written_image(path, bits_stored=12, signed=True)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    monkeypatch.setattr(decoder_process, "_idle", queue.LifoQueue())
+    ended = decoder_process._Decoder()
+    ended._process.kill()
+    decoder_process._idle.put(ended)
     np.testing.assert_array_equal(hu_of(path), expected)
     decoder_process._idle.get().end()
 

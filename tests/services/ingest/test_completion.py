@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from collections.abc import Iterator
@@ -190,6 +191,23 @@ def test_files_whose_database_was_lost_become_a_job_when_they_are_pushed_again(r
     push(receiving.port, slices)
     (job,) = receiving.wait_for_state(slices[0], "queued")
     assert job.instance_count == 4
+
+
+def test_a_disk_that_does_not_list_a_directory_for_a_moment_stops_nothing(
+    receiving: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    slices = ct_series(3)
+    with monkeypatch.context() as broken:
+        broken.setattr(ArrivingSeriesRegister, "follow", fail)
+        push(receiving.port, slices)
+        assert failed.wait(10)
+    receiving.wait_for_state(slices[0], "queued")
 
 
 def test_a_series_that_our_disk_does_not_give_back_is_not_turned_away(receiving: Receiving) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
 
 from imaging.errors import NodeUnavailable
+from services.delivery.destinations import DicomWeb
 from services.dicom.headers import read_header, text
+from services.retrieve.dicomweb_archive import DicomWebArchive
 from services.retrieve.multipart_related import parts_of
 from services.settings import Settings
 from services.store.retrievals import series_of
@@ -96,3 +102,72 @@ def test_a_body_that_breaks_off_is_an_error_after_the_parts_that_are_whole() -> 
 def test_another_content_type_is_an_error(content_type: str) -> None:
     with pytest.raises(NodeUnavailable, match="malformed"):
         list(parts_of(content_type, [BODY]))
+
+
+class Service(BaseHTTPRequestHandler):
+    """What Orthanc does not do: it lists instances whatever `offset` says, and has lost the second of them."""
+
+    uids: tuple[str, ...] = ()
+    one: bytes = b""
+    requests = 0
+
+    def do_GET(self) -> None:
+        type(self).requests += 1
+        if self.path.endswith(f"/instances/{self.uids[1]}"):
+            self.send_error(404)
+            return
+        is_search = self.path.split("?")[0].endswith("/instances")
+        listed = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in self.uids]
+        whole = b"--xyz\r\nContent-Type: application/dicom\r\n\r\n" + self.one + b"\r\n--xyz--\r\n"
+        body = json.dumps(listed).encode() if is_search else whole
+        self.send_response(200)
+        self.send_header("Content-Type", "application/dicom+json" if is_search else RELATED)
+        self.send_header("Warning", '299 - "there are more"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def odd_archive(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[DicomWebArchive]:
+    slices = ct_series(3)
+    written = BytesIO()
+    slices[0].save_as(written, enforce_file_format=True)
+    monkeypatch.setattr(Service, "uids", tuple(str(one.SOPInstanceUID) for one in slices))
+    monkeypatch.setattr(Service, "one", written.getvalue())
+    monkeypatch.setattr(Service, "requests", 0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    service = DicomWeb.model_validate(
+        {"name": "ODD", "url": f"http://127.0.0.1:{server.server_port}", "retrieve": True}
+    )
+    yield DicomWebArchive(service, settings)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_service_that_ignores_the_offset_is_asked_twice(odd_archive: DicomWebArchive) -> None:
+    assert odd_archive.instances("1.2", "1.2.3") == frozenset(Service.uids)
+    assert Service.requests == 2
+
+
+def test_one_lost_instance_does_not_keep_the_others_back(odd_archive: DicomWebArchive) -> None:
+    failed: list[int] = []
+    taken: list[bytes] = []
+
+    class Receiver:
+        def take_in(self, encoded: BytesIO, *_: object) -> None:
+            taken.append(encoded.getvalue())
+
+    def on_progress(count: int) -> bool:
+        failed.append(count)
+        return True
+
+    odd_archive.fetch("1.2", "1.2.3", Service.uids, receiver=Receiver(), on_progress=on_progress)  # type: ignore[arg-type]
+    assert len(taken) == 2
+    assert failed == [0, 1, 1]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
 from imaging.errors import ConfigurationError
 from services.delivery.destinations import Destinations
@@ -45,6 +46,10 @@ def test_days_are_counted_from_the_day_of_the_run(asked: dict[str, object], date
 def test_a_rule_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         rule(**wrong)
+
+
+def no_database(**_: object) -> None:
+    raise OperationalError("INSERT", {}, Exception("it is away"))
 
 
 def series(*, modality: str = "CT", description: str = "", agent: str = "") -> FoundSeries:
@@ -112,6 +117,17 @@ class TestSchedule:
         clock[0] = datetime(2026, 3, 2, 2, 0)
         schedule.request_due(known)
         assert self.runs(retrievals) == ["night 2026-03-01", "night 2026-03-02"]
+
+    def test_a_run_that_the_database_did_not_take_is_asked_for_again(
+        self, retrievals: RetrievalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        schedule = Schedule(retrievals, lambda: datetime(2026, 3, 1, 2, 0))
+        with monkeypatch.context() as away:
+            away.setattr(retrievals, "request_run", no_database)
+            with pytest.raises(OperationalError):
+                schedule.request_due(destinations(tmp_path))
+        schedule.request_due(destinations(tmp_path))
+        assert self.runs(retrievals) == ["night 2026-03-01"]
 
     def test_a_missed_run_is_made_up_for_once(self, retrievals: RetrievalStore, tmp_path: Path) -> None:
         for hour in (9, 10):  # a process each: what it has run before, the database knows

@@ -227,8 +227,10 @@ def test_a_request_to_cancel_reaches_the_job_over_the_websocket(
 ) -> None:
     slices = angiogram()
     job = site.push_and_wait(slices)
+    site.jobs.cancel(job.id)
     held = origin.add(workitem(input_of(slices)))
     wait_until(lambda: held.state == "IN PROGRESS" and origin.channels.get("EMBOLENS"))
+    wait_until(lambda: site.jobs.get(job.id).state == JobState.QUEUED)  # again, for the workitem
     working = threading.Thread(target=site.analyse, args=(job, ThresholdSegmenter(stage_s=20)))
     working.start()
     wait_until(lambda: site.jobs.get(job.id).state == JobState.RUNNING)
@@ -238,6 +240,19 @@ def test_a_request_to_cancel_reaches_the_job_over_the_websocket(
     assert site.jobs.get(job.id).state == JobState.CANCELLED
     assert held.information.ReasonForCancellation == "cancelled as requested: the patient was taken away"
     assert discontinued_for(held) == "110513"
+
+
+def test_what_a_scanner_pushed_is_analysed_though_its_workitem_is_cancelled(
+    site: Site, origin: OriginServer, angiogram: MakeAngiogram
+) -> None:
+    slices = angiogram()
+    job = site.push_and_wait(slices)
+    held = origin.add(workitem(input_of(slices)))
+    wait_until(lambda: held.state == "IN PROGRESS" and origin.channels.get("EMBOLENS"))
+    origin.request_cancel(held.dataset.SOPInstanceUID)
+    wait_for_state(held, "IN PROGRESS", "CANCELED")
+    site.analyse(job)
+    assert site.jobs.get(job.id).state == JobState.DELIVERING
 
 
 def test_a_request_that_comes_too_late_changes_nothing(
@@ -286,7 +301,9 @@ def test_a_workitem_that_somebody_else_ended_or_removed_is_let_go_and_its_work_s
     for kept in (ended, removed):
         slices = ct_series(3)
         job = site.push_and_wait(slices)
+        site.jobs.cancel(job.id)
         held = origin.add(workitem(input_of(slices)))
+        wait_until(lambda job=job: site.jobs.get(job.id).state == JobState.QUEUED)  # again, for the workitem
         wait_until(lambda held=held: held.state == "IN PROGRESS")
         kept += [held, job]
     ended[0].transaction_uid = "1.2.3"
