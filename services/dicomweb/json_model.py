@@ -11,6 +11,7 @@ from typing import Any
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
+from pydicom.valuerep import STANDARD_VR
 
 from services.dicom.headers import MALFORMED
 
@@ -51,7 +52,9 @@ def json_model(dataset: Dataset, bulk_data_uri: Callable[[str], str] | None = No
 def _vr_of(dataset: Dataset, tag: BaseTag) -> str:
     """Of an element whose value cannot be read; UN where its VR is damaged too."""
     with suppress(*MALFORMED, OSError):
-        return dataset.get_item(tag).VR or "UN"
+        vr = dataset.get_item(tag).VR
+        if vr in STANDARD_VR:
+            return str(vr)
     return "UN"
 
 
