@@ -19,6 +19,11 @@ def log_to_stderr() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def where_raised(error: BaseException) -> str:
+    """Its traceback without its text, which may quote a header, SQL parameters or a file's name."""
+    return "".join(traceback.format_tb(error.__traceback__))
+
+
 class _ErrorsWithoutText(logging.Formatter):
     """Of an exception only its type and where it was raised: its text may quote SQL parameters or a file's name."""
 

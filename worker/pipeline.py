@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import socket
-import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from services.dicom.input_reader import read_input
 from services.dicom.result_files import write_not_analysable, write_results
 from services.dicom.seg_options import SegOptions
 from services.dicom.source_image import SourceImage
+from services.process_log import where_raised
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
@@ -122,7 +122,7 @@ class Pipeline:
         # Texts of foreign exceptions may quote a header: neither the log nor the job repeats them.
         code = error.code if isinstance(error, EmbolensError) else "internal"
         message = error.message if isinstance(error, EmbolensError) else f"unexpected {type(error).__name__}"
-        trace = "".join(traceback.format_tb(error.__traceback__))
+        trace = where_raised(error)
         log.error("job %s: %s (%s)\n%s", job.id, type(error).__name__, code, trace)
         state = self.jobs.fail(job.id, owner, code=code, message=message, max_attempts=self.max_attempts)
         if state is JobState.QUEUED:

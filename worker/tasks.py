@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import traceback
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,6 +14,7 @@ from celery.signals import worker_process_init
 
 from imaging.errors import EmbolensError
 from services.parent_death import die_with_parent
+from services.process_log import where_raised
 from services.settings import Settings
 from services.task_queue import SEGMENT_TASK, make_celery
 from worker.pipeline import Pipeline
@@ -54,7 +54,7 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
             log.critical("this worker cannot work: %s [%s]", error, error.code)
             os.kill(parent_pid, CANNOT_WORK)
         except Exception as error:  # noqa: BLE001  outermost: celery would log it and hand out jobs all the same
-            trace = "".join(traceback.format_tb(error.__traceback__))
+            trace = where_raised(error)
             log.critical("this worker cannot work: unexpected %s [internal]\n%s", type(error).__name__, trace)
             os.kill(parent_pid, CANNOT_WORK)
 

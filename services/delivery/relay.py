@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +39,7 @@ from services.delivery.stow_rs import store_at
 from services.delivery.sweep import Sweep
 from services.delivery.webhook import post_notification
 from services.dicomweb.held_index import HeldIndex
-from services.process_log import log_to_stderr
+from services.process_log import log_to_stderr, where_raised
 from services.process_signals import stop_on_signal
 from services.settings import Settings
 from services.store.database import Database
@@ -263,7 +262,7 @@ class Relay:
 
 
 def _log_unexpected(destination: str, error: Exception) -> None:
-    trace = "".join(traceback.format_tb(error.__traceback__))  # without the message, which may quote a header
+    trace = where_raised(error)
     log.error("delivery to %s: unexpected %s\n%s", destination, type(error).__name__, trace)
 
 
@@ -316,6 +315,6 @@ def repeat(work: Callable[[], object], stopping: threading.Event, *, pause_s: fl
         try:
             work()
         except Exception as error:  # noqa: BLE001  the process's outermost loop
-            trace = "".join(traceback.format_tb(error.__traceback__))  # without the message, which may quote a header
+            trace = where_raised(error)
             log.error("%s; going on\n%s", type(error).__name__, trace)
         stopping.wait(pause_s)

@@ -33,20 +33,24 @@ def decoded(path: Path, frame_index: int | None) -> NDArray[Any]:
         OSError: the file system refuses.
     """
     with _at_once:
-        try:
-            decoder = _idle.get_nowait()
-        except queue.Empty:
-            decoder = _Decoder()
-            values = decoder.ask(path, frame_index)
-        else:
-            try:
-                values = decoder.ask(path, frame_index)
-            except RuntimeError:  # it may have ended while it was idle: that says nothing about the image
-                decoder = _Decoder()
-                values = decoder.ask(path, frame_index)
-        _idle.put(decoder)  # not where it ended
+        values = _by_idle_decoder(path, frame_index)
+        if values is None:
+            values = _asked(_Decoder(), path, frame_index)
     if isinstance(values, Exception):
         raise values
+    return values
+
+
+def _by_idle_decoder(path: Path, frame_index: int | None) -> NDArray[Any] | Exception | None:
+    """None where none is idle, or where it ended: maybe while it was idle, which says nothing about the image."""
+    with contextlib.suppress(queue.Empty, RuntimeError):
+        return _asked(_idle.get_nowait(), path, frame_index)
+    return None
+
+
+def _asked(decoder: _Decoder, path: Path, frame_index: int | None) -> NDArray[Any] | Exception:
+    values = decoder.ask(path, frame_index)
+    _idle.put(decoder)  # not where it ended
     return values
 
 

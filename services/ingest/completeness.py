@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -17,6 +16,7 @@ from imaging.errors import ConfigurationError, InputError, NodeUnavailable, Reas
 from services.dicom.headers import numbers, read_header, text
 from services.dicom.stack_geometry import missing_slices
 from services.ingest.arriving_series import ArrivingSeries
+from services.process_log import where_raised
 from services.retrieve.archives import counting_archive
 from services.retrieve.found import Archive, other_than_ct
 from services.settings import Settings
@@ -142,7 +142,7 @@ def _ask(archive: Archive, series: ArrivingSeries, evidence: _Evidence, here: fr
     except NodeUnavailable as error:
         log.warning("series %s is not counted at its node, its quiet time decides: %s", uid, error)
     except Exception as error:  # noqa: BLE001  outermost of this thread: the series must not wait for ever
-        trace = "".join(traceback.format_tb(error.__traceback__))
+        trace = where_raised(error)
         log.error("counting series %s: %s\n%s", uid, type(error).__name__, trace)
     finally:
         evidence.is_asking = False

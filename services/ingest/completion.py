@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from services.ingest.arriving_series import ArrivingSeries, ArrivingSeriesRegist
 from services.ingest.completeness import Completeness
 from services.ingest.intake_rules import IntakeRules, IntakeVerdict
 from services.ingest.series_selection import ranked
+from services.process_log import where_raised
 from services.store.jobs import JobStore
 from services.store.rows import JobState, Priority
 from services.store.study_store import StudyStore
@@ -51,11 +51,6 @@ def completion_reason(
     if not open_associations and quiet_for_s >= series_quiet_s:
         return f"associations released, quiet for {series_quiet_s:g} s"
     return None
-
-
-def _where(error: Exception) -> str:
-    """Where it was raised, without its message, which may quote attributes of the patient."""
-    return "".join(traceback.format_tb(error.__traceback__))
 
 
 class CompletionWatcher:
@@ -110,13 +105,13 @@ class CompletionWatcher:
             try:
                 self._follow_jobs()
             except Exception as error:  # noqa: BLE001  as below; a disk that does not answer must not end this thread
-                log.error("jobs cannot be followed (%s); trying again\n%s", type(error).__name__, _where(error))
+                log.error("jobs cannot be followed (%s); trying again\n%s", type(error).__name__, where_raised(error))
             for series in self._register.all():
                 try:
                     self.look_at(series)
                 except Exception as error:  # noqa: BLE001  outermost loop: one series must not stop the others
                     uid, name = series.series_instance_uid, type(error).__name__
-                    log.error("series %s cannot be completed: %s\n%s", uid, name, _where(error))
+                    log.error("series %s cannot be completed: %s\n%s", uid, name, where_raised(error))
                     series.last_arrival = time.monotonic()
 
     def _follow_jobs(self) -> None:

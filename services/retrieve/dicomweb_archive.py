@@ -32,7 +32,6 @@ from services.settings import Settings
 log = logging.getLogger(__name__)
 
 _PAGE = 1000
-_ADDRESS_LENGTH = 64  # of a job's row
 _FETCH_TIMEOUT_S = 300.0
 _AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _META_LENGTH = slice(140, 144)  # value of (0002,0000), the first element: how many bytes of file meta follow it
@@ -83,9 +82,7 @@ class DicomWebArchive:
     ) -> None:
         series = f"studies/{study_instance_uid}/series/{series_instance_uid}"
         paths = [series] if uids is None else [f"{series}/instances/{uid}" for uid in uids]
-        calling = Calling(
-            DICOMWEB + self._service.name, (self._service.url.host or "")[:_ADDRESS_LENGTH], threading.current_thread()
-        )
+        calling = Calling(DICOMWEB + self._service.name, self._service.url.host or "", threading.current_thread())
         failed = 0
         with self._client() as client:
             for path in paths:

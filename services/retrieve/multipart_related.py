@@ -1,17 +1,13 @@
-"""The parts of a multipart/related body as they come (RFC 2387, PS3.18 section 8.7.1), one in memory at a time."""
+"""The parts of a multipart/related answer as they come (RFC 2387, PS3.18 section 8.7.1), one in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
-from imaging.errors import NodeUnavailable
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from imaging.errors import InputError, NodeUnavailable
+from services.multipart import MultipartReader
 
 _MAX_PART_BYTES = 4 * 1024**3
 
@@ -24,52 +20,38 @@ def parts_of(content_type: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
             before that were whole.
     """
     media_type, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary")
-    if media_type != b"multipart/related" or not boundary:
-        raise _malformed(f"Content-Type {content_type[:100]!r}")
-    body = _Body(boundary)
-    for piece in pieces:
-        yield from body.feed(piece)
-    if not body.has_ended:
-        raise _malformed("it ends before its last boundary")
+    if media_type != b"multipart/related":
+        raise NodeUnavailable(f"malformed multipart answer: Content-Type {content_type[:100]!r}")
+    parts = _WholeParts()
+    try:
+        reader = MultipartReader(options.get(b"boundary", b""), parts)
+        for piece in pieces:
+            reader.feed(piece)
+            yield from parts.taken()
+        reader.end()
+    except InputError as error:
+        raise NodeUnavailable(error.message) from error
 
 
-class _Body:
-    def __init__(self, boundary: bytes) -> None:
-        self.has_ended = False
+class _WholeParts:
+    """Gathers the part that is coming."""
+
+    def __init__(self) -> None:
         self._part = bytearray()
         self._whole: list[bytes] = []
-        callbacks: MultipartCallbacks = {
-            "on_part_begin": self._begin,
-            "on_part_data": self._take,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
-        self._parser = MultipartParser(boundary, callbacks)
 
-    def feed(self, piece: bytes) -> list[bytes]:
-        """The parts that end in this piece."""
-        self._whole = []
-        try:
-            self._parser.write(piece)
-        except FormParserError as error:
-            raise _malformed(str(error)) from error
-        return self._whole
+    def taken(self) -> list[bytes]:
+        """The parts that have ended since the last call."""
+        whole, self._whole = self._whole, []
+        return whole
 
-    def _begin(self) -> None:
+    def begin(self, headers: Mapping[str, str]) -> None:
         self._part = bytearray()
 
-    def _take(self, data: bytes, start: int, end: int) -> None:
-        if len(self._part) + end - start > _MAX_PART_BYTES:
-            raise _malformed(f"a part is over {_MAX_PART_BYTES} bytes")
-        self._part += data[start:end]
+    def write(self, piece: bytes) -> None:
+        if len(self._part) + len(piece) > _MAX_PART_BYTES:
+            raise NodeUnavailable(f"a part of the answer is over {_MAX_PART_BYTES} bytes")
+        self._part += piece
 
-    def _end_part(self) -> None:
+    def end(self) -> None:
         self._whole.append(bytes(self._part))
-
-    def _end(self) -> None:
-        self.has_ended = True
-
-
-def _malformed(what: str) -> NodeUnavailable:
-    return NodeUnavailable(f"malformed multipart answer: {what}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from imaging.errors import (
     Cancelled,
@@ -24,6 +23,7 @@ from imaging.errors import (
 from services.delivery.destinations import Destinations
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
+from services.process_log import where_raised
 from services.retrieve.archives import archive_named
 from services.retrieve.rule_run import request_studies
 from services.retrieve.schedule import Schedule
@@ -33,6 +33,9 @@ from services.store.retrievals import RetrievalStore
 from services.store.rows import RetrievalRow
 
 log = logging.getLogger(__name__)
+
+# Not every SQLAlchemyError: one that comes again whenever it is tried has to count as a failed attempt.
+_DATABASE_AWAY = (OperationalError, InterfaceError)
 
 _PAUSE_S = 0.5
 _SCHEDULE_EVERY_S = 5.0
@@ -82,8 +85,7 @@ class Retriever:
                 self._request_scheduled()
                 self._start_due()
             except Exception as error:  # noqa: BLE001  the thread's outermost loop
-                # Without the message, which may quote a header.
-                trace = "".join(traceback.format_tb(error.__traceback__))
+                trace = where_raised(error)
                 log.error("%s; going on\n%s", type(error).__name__, trace)
 
     def _request_scheduled(self) -> None:
@@ -110,7 +112,7 @@ class Retriever:
                 return
             except StateConflict:
                 return  # somebody else ended it
-            except SQLAlchemyError as error:
+            except _DATABASE_AWAY as error:
                 log.error("retrieval %s: the database does not answer (%s)", row.id, type(error).__name__)
                 if self._stopping.wait(_SCHEDULE_EVERY_S):
                     return
@@ -132,10 +134,10 @@ class Retriever:
             self._retrievals.fail(row.id, error)
         except (NodeUnavailable, ConfigurationError, StorageFull) as error:
             self._try_again(row, error)
-        except SQLAlchemyError:
+        except _DATABASE_AWAY:
             raise
         except Exception as error:  # noqa: BLE001  outermost of this thread
-            trace = "".join(traceback.format_tb(error.__traceback__))
+            trace = where_raised(error)
             log.error("retrieval %s: unexpected %s\n%s", row.id, type(error).__name__, trace)
             self._try_again(row, EmbolensError(f"unexpected {type(error).__name__}"))
         else:

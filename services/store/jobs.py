@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from imaging.errors import Cancelled, NotFound, Reason, StateConflict
 from services.store.database import Database
 from services.store.rows import (
+    ADDRESS_LENGTH,
     FINAL_STATES,
     DeliveryState,
     JobRow,
@@ -135,7 +136,7 @@ class JobStore:
                     study_instance_uid=study_instance_uid,
                     series_instance_uid=series_instance_uid,
                     calling_ae_title=calling_ae_title,
-                    calling_address=calling_address,
+                    calling_address=calling_address and calling_address[:ADDRESS_LENGTH],
                     priority=priority.value,
                     supersedes=None if last is None else last.id,
                 )

@@ -22,6 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+ADDRESS_LENGTH = 64  # of an IP address, or as much of a host name
+
 
 class JobState(StrEnum):
     """receiving -> queued -> running -> delivering -> completed, and the ends beside the road."""
@@ -137,7 +139,7 @@ class JobRow(Base):
     input_kind: Mapped[str] = mapped_column(String(8), default="dicom")
 
     calling_ae_title: Mapped[str | None] = mapped_column(String(80))  # or "dicomweb:NAME", what it was fetched from
-    calling_address: Mapped[str | None] = mapped_column(String(64))
+    calling_address: Mapped[str | None] = mapped_column(String(ADDRESS_LENGTH))
     study_instance_uid: Mapped[str | None] = mapped_column(String(64))
     series_instance_uid: Mapped[str | None] = mapped_column(String(64))
     instance_count: Mapped[int] = mapped_column(Integer, default=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from websockets.exceptions import InvalidHandshake, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from services.process_log import where_raised
 from services.store.study_store import is_uid
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class EventChannel:
                 status = f" {error}" if isinstance(error, InvalidHandshake) else ""
                 log.warning("worklist %s: no event channel (%s%s)", self._name, type(error).__name__, status)
             except Exception as error:  # noqa: BLE001  the thread's outermost loop
-                trace = "".join(traceback.format_tb(error.__traceback__))
+                trace = where_raised(error)
                 log.error("worklist %s: events: %s\n%s", self._name, type(error).__name__, trace)
             self._connection = None
             self._is_open.clear()

@@ -117,10 +117,7 @@ class InputLook:
             return True
         if series.retrieval_id is None or job.created_at < since:
             return False
-        try:
-            return self._retrievals.get(series.retrieval_id).created_at >= since
-        except NotFound:
-            return False
+        return self._retrievals.get(series.retrieval_id).created_at >= since
 
     def _counts(self, series: InputSeries, job: JobRow) -> bool:
         """Whether the job is of all the images that the workitem names; more of them may come while it is open."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from imaging.errors import ConfigurationError, EmbolensError, WorklistRefused, WorklistUnavailable
 from services.delivery.destinations import Destinations, DicomWeb
 from services.dicomweb_client import dicomweb_client
+from services.process_log import where_raised
 from services.settings import Settings
 from services.store.jobs import utc_now
 from services.store.outbox import Outbox
@@ -111,7 +111,7 @@ class Performer:
                 wait_s = self._backoff_s()
                 log.warning("worklist %s: %s; again in %g s", self._worklist.name, error, wait_s)
             except Exception as error:  # noqa: BLE001  the thread's outermost loop
-                trace = "".join(traceback.format_tb(error.__traceback__))  # the message may quote a header
+                trace = where_raised(error)
                 wait_s = self._backoff_s()
                 log.error("worklist %s: %s; going on\n%s", self._worklist.name, type(error).__name__, trace)
             else:
@@ -210,7 +210,7 @@ class Performer:
         except (WorklistUnavailable, ConfigurationError, SQLAlchemyError):
             raise
         except Exception as error:  # noqa: BLE001  the outermost of this workitem
-            trace = "".join(traceback.format_tb(error.__traceback__))
+            trace = where_raised(error)
             log.error("workitem %s: %s\n%s", item.workitem_uid, type(error).__name__, trace)
             known = isinstance(error, EmbolensError)
             self._postpone(item, str(error) if known else f"unexpected {type(error).__name__}")

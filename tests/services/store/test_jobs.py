@@ -68,6 +68,13 @@ def race(number: int, contender: Callable[[int], Any]) -> list[Any]:
     return answers
 
 
+def test_of_a_host_name_that_is_too_long_the_beginning_is_kept(jobs: JobStore) -> None:
+    job = jobs.open_receiving(
+        study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1", calling_address=84 * "a"
+    )
+    assert jobs.get(job.id).calling_address == 64 * "a"
+
+
 def test_a_job_goes_from_receiving_to_completed(jobs: JobStore, outbox: Outbox) -> None:
     job = receiving(jobs)
     assert (job.state, job.source) == ("receiving", "dicom")

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from services.settings import Settings
 from services.store.database import Database
 from services.store.outbox import Outbox
-from services.store.rows import JobState, Priority
+from services.store.rows import JobRow, JobState, Priority
 from tests.services.ingest.peers import ct_series, push, wait_until
 from tests.services.worklist.conftest import Site, wait_for_state
 from tests.services.worklist.origin_server import Held, OriginServer, code, input_of, workitem
@@ -24,6 +24,14 @@ MakeAngiogram = Callable[..., list[Dataset]]
 
 def discontinued_for(held: Held) -> str:
     return str(held.information.ProcedureStepDiscontinuationReasonCodeSequence[0].CodeValue)
+
+
+def claimed(site: Site, origin: OriginServer, slices: list[Dataset]) -> tuple[JobRow, Held]:
+    """The job of what a scanner pushed, and a workitem on it that is in progress."""
+    job = site.push_and_wait(slices)
+    held = origin.add(workitem(input_of(slices)))
+    wait_until(lambda: held.state == "IN PROGRESS")
+    return job, held
 
 
 def test_a_series_that_is_here_is_analysed_and_the_workitem_says_where_the_result_is(
@@ -147,9 +155,7 @@ def test_a_failed_job_cancels_the_workitem_and_the_next_one_tries_again(
     site: Site, origin: OriginServer, angiogram: MakeAngiogram
 ) -> None:
     slices = angiogram()
-    job = site.push_and_wait(slices)
-    held = origin.add(workitem(input_of(slices)))
-    wait_until(lambda: held.state == "IN PROGRESS")
+    job, held = claimed(site, origin, slices)
     site.analyse(job, ThresholdSegmenter(error=RuntimeError("Secret^Person")))
     wait_for_state(held, "IN PROGRESS", "CANCELED")
     assert held.information.ReasonForCancellation == "failed: unexpected RuntimeError"
@@ -181,10 +187,7 @@ def test_a_series_that_the_intake_rules_set_aside_is_analysed_since_the_workitem
 def test_a_job_that_is_cancelled_here_cancels_the_workitem(
     site: Site, origin: OriginServer, angiogram: MakeAngiogram
 ) -> None:
-    slices = angiogram()
-    job = site.push_and_wait(slices)
-    held = origin.add(workitem(input_of(slices)))
-    wait_until(lambda: held.state == "IN PROGRESS")
+    job, held = claimed(site, origin, angiogram())
     site.jobs.cancel(job.id)
     wait_for_state(held, "IN PROGRESS", "CANCELED")
     assert held.information.ReasonForCancellation == "cancelled: cancelled on request"
@@ -208,10 +211,7 @@ def test_inputs_that_cannot_be_had_are_said(site: Site, origin: OriginServer, an
 def test_a_result_that_nobody_takes_does_not_keep_the_workitem_for_ever(
     site: Site, origin: OriginServer, angiogram: MakeAngiogram
 ) -> None:
-    slices = angiogram()
-    job = site.push_and_wait(slices)
-    held = origin.add(workitem(input_of(slices)))
-    wait_until(lambda: held.state == "IN PROGRESS")
+    job, held = claimed(site, origin, angiogram())
     site.analyse(job)
     outbox = Outbox(site.database)
     outbox.park(outbox.of_job(job.id)[0], "refused")
@@ -258,10 +258,7 @@ def test_what_a_scanner_pushed_is_analysed_though_its_workitem_is_cancelled(
 def test_a_request_that_comes_too_late_changes_nothing(
     site: Site, origin: OriginServer, angiogram: MakeAngiogram
 ) -> None:
-    slices = angiogram()
-    job = site.push_and_wait(slices)
-    held = origin.add(workitem(input_of(slices)))
-    wait_until(lambda: held.state == "IN PROGRESS")
+    job, held = claimed(site, origin, angiogram())
     site.analyse(job)
     origin.request_cancel(held.dataset.SOPInstanceUID)
     wait_until(lambda: site.item(held).cancel_reason)  # type: ignore[union-attr]
@@ -285,10 +282,7 @@ def test_without_events_the_worklist_is_worked_on_all_the_same(
     site: Site, origin: OriginServer, angiogram: MakeAngiogram
 ) -> None:
     origin.has_events = False
-    slices = angiogram()
-    job = site.push_and_wait(slices)
-    held = origin.add(workitem(input_of(slices)))
-    wait_until(lambda: held.state == "IN PROGRESS")
+    job, held = claimed(site, origin, angiogram())
     site.analyse(job)
     site.deliver()
     wait_for_state(held, "IN PROGRESS", "COMPLETED")
