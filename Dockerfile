@@ -30,7 +30,7 @@ COPY requirements-gateway.lock /tmp/requirements.lock
 RUN python3 -m venv /tmp/installer \
     && python3 -m venv --without-pip /opt/venv \
     && /tmp/installer/bin/pip --python /opt/venv/bin/python3 install --no-cache-dir --only-binary :all: \
-        --requirement /tmp/requirements.lock \
+        --require-hashes --requirement /tmp/requirements.lock \
     && printf '#!/opt/venv/bin/python3\nfrom cli.app import main\n\nmain()\n' > /opt/venv/bin/embolens \
     && chmod 0755 /opt/venv/bin/embolens
 
@@ -38,11 +38,13 @@ RUN python3 -m venv /tmp/installer \
 FROM base AS worker-packages
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL
-COPY requirements.lock /tmp/requirements.lock
+COPY requirements.lock requirements-torch.lock /tmp/
 RUN python3 -m venv /tmp/installer \
     && python3 -m venv --without-pip /opt/venv \
     && /tmp/installer/bin/pip --python /opt/venv/bin/python3 install --no-cache-dir --only-binary :all: \
-        ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} --requirement /tmp/requirements.lock \
+        --require-hashes --requirement /tmp/requirements.lock \
+    && /tmp/installer/bin/pip --python /opt/venv/bin/python3 install --no-cache-dir --only-binary :all: \
+        ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} --requirement /tmp/requirements-torch.lock \
     && printf '#!/opt/venv/bin/python3\nfrom cli.app import main\n\nmain()\n' > /opt/venv/bin/embolens \
     && chmod 0755 /opt/venv/bin/embolens
 
@@ -65,6 +67,7 @@ FROM application AS worker
 COPY --from=worker-packages /opt/venv /opt/venv
 COPY models /app/models
 COPY worker /app/worker
+COPY deploy/sbom/worker.cdx.json /app/sbom.cdx.json
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=20s --start-period=120s --retries=3 CMD ["embolens", "health", "worker"]
 CMD ["serve", "--only", "worker"]
@@ -73,6 +76,7 @@ CMD ["serve", "--only", "worker"]
 FROM application AS gateway
 COPY --from=gateway-packages /opt/venv /opt/venv
 COPY api /app/api
+COPY deploy/sbom/gateway.cdx.json /app/sbom.cdx.json
 ENV EMBOLENS_GATEWAY_HOST=0.0.0.0 \
     EMBOLENS_DICOM_HOST=0.0.0.0
 USER 10001:10001

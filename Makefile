@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint image-test lock openapi peers fuzz
+.PHONY: help setup demo test lint advisories image-test lock sbom openapi peers fuzz
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,11 +16,12 @@ PYTEST ?=
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-$(VENV)/.runtime: requirements.lock pyproject.toml
+$(VENV)/.runtime: requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the Python packages of requirements.lock into $(VENV) (about 2 GB, a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
@@ -42,11 +43,15 @@ test: $(VENV)/.dev peers lint ## All tests, with real peers
 fuzz: $(VENV)/.dev ## Damaged files against every reader for FUZZ_SECONDS; findings are kept in .fuzzing
 	@$(BIN)/python -m tests.fuzzing.fuzzer --seconds $(FUZZ_SECONDS) $(FUZZ)
 
-lint: $(VENV)/.dev ## ruff, mypy, import-linter
+lint: $(VENV)/.dev advisories ## ruff, mypy, import-linter, bandit, known vulnerabilities of the locked packages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive .
+
+advisories: $(VENV)/.dev ## Known vulnerabilities of the locked packages, where PyPI can be asked
+	@$(BIN)/python deploy/advisories.py requirements-dev.lock requirements-torch.lock
 
 image-test: $(VENV)/.dev ## Build and run the container images with buildah (as root, Debian)
 	@sh deploy/image-test.sh
@@ -56,3 +61,7 @@ openapi: $(VENV)/.runtime ## Regenerate openapi/openapi.json
 
 lock: $(VENV)/.dev ## Resolve the lock files anew
 	@sh deploy/lock.sh
+	@$(BIN)/python deploy/sbom.py
+
+sbom: $(VENV)/.dev ## Bills of materials (CycloneDX) of both images, from the lock files
+	@$(BIN)/python deploy/sbom.py

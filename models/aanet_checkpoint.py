@@ -6,7 +6,7 @@ these are read, and safetensors; nothing is unpickled but tensors and plain cont
 
 from __future__ import annotations
 
-import pickle
+import pickle  # nosec B403
 import struct
 from collections.abc import Mapping
 from pathlib import Path

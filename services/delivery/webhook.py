@@ -21,7 +21,7 @@ from services.transport_security import sender_context
 
 _CONNECTION_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 30.0
-_SECRET_PREFIX = "whsec_"
+_SECRET_PREFIX = "whsec_"  # nosec B105
 _LEAST_SECRET_BYTES = 24
 _CONTENT_TYPES = {"json": "application/json", "fhir": "application/fhir+json"}
 
