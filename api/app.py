@@ -22,9 +22,11 @@ from api import (
     page_routes,
     result_routes,
     retrieve_routes,
+    session_routes,
     status_routes,
     submission_routes,
 )
+from api.authentication import ANSWERS_TO_STRANGERS, SCHEMES, Authentication
 from api.gateway import Gateway
 from api.problems import add_problem_handlers
 from api.schemas import ProblemSchema
@@ -64,7 +66,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
     )
-    for routes in (
+    for studies in (
         submission_routes,
         status_routes,
         event_routes,
@@ -74,11 +76,12 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         dicomweb_store_routes,
         dicomweb_search_routes,
         dicomweb_retrieve_routes,
-        health_routes,
-        page_routes,
     ):
-        app.include_router(routes.router)
+        app.include_router(studies.router, dependencies=SCHEMES, responses=ANSWERS_TO_STRANGERS)
+    for open_to_all in (health_routes, page_routes, session_routes):
+        app.include_router(open_to_all.router)
     add_problem_handlers(app)
+    app.add_middleware(Authentication)
     app.add_middleware(_SafeHeaders)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from api.authentication import Caller
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
 from api.upload_stream import RAW_MEDIA_TYPES, receive_upload
@@ -92,14 +93,16 @@ class _Asked:
     responses=problem_responses(*(400, 413, 415, 507), beside=_MADE),
     openapi_extra=_BODY,
 )
-async def convert(request: Request, gateway: OpenGateway, asked: Annotated[_Asked, Depends()]) -> Response:
+async def convert(
+    request: Request, gateway: OpenGateway, caller: Caller, asked: Annotated[_Asked, Depends()]
+) -> Response:
     """What is sent decides: a NIfTI or NRRD becomes a zip of a DICOM series, a CT series a NIfTI, a label map with its
     CT series a SEG, a SEG (alone or with its series) a label map. Nothing is kept."""
     limits = gateway.settings
     arriving = gateway.store.arriving_directory()
     try:
         received = await receive_upload(
-            request, arriving, max_bytes=limits.upload_max_bytes, max_files=limits.upload_max_files
+            request, arriving, max_bytes=gateway.upload_max_bytes(caller), max_files=limits.upload_max_files
         )
         files = await run_in_threadpool(
             unpack_uploads,

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from api.authentication import Caller
 from api.dicomweb_request import AcceptParameter, InstanceUid, SeriesUid, StudyUid, accept_of, urls_of
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
 from imaging.errors import InputError, NotFound
+from services.accounts.principal import Principal
 from services.dicomweb.accept import DICOM_JSON, check_takes, media_ranges, not_acceptable
 from services.dicomweb.frame_form import OCTET_STREAM, frame_form
 from services.dicomweb.frames import Frames
@@ -58,21 +60,28 @@ _RENDERED = _description(*FORMATS)
 
 
 @router.get(_STUDY, summary="Retrieve a study", **_DICOM)
-def retrieve_study(study: StudyUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None) -> Response:
+def retrieve_study(
+    study: StudyUid, request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
+) -> Response:
     """All its instances: those that came in and those of results.
 
     Without a `transfer-syntax` in Accept they are given in Explicit VR Little Endian; `transfer-syntax=*` gives each as
     it is stored.
     """
-    return _instances(gateway, accept_of(request, accept), study)
+    return _instances(gateway, caller, accept_of(request, accept), study)
 
 
 @router.get(_SERIES, summary="Retrieve a series", **_DICOM)
 def retrieve_series(
-    study: StudyUid, series: SeriesUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid,
+    series: SeriesUid,
+    request: Request,
+    gateway: OpenGateway,
+    caller: Caller,
+    accept: AcceptParameter = None,
 ) -> Response:
     """In the order of instance numbers."""
-    return _instances(gateway, accept_of(request, accept), study, series)
+    return _instances(gateway, caller, accept_of(request, accept), study, series)
 
 
 @router.get(_INSTANCE, summary="Retrieve an instance", **_DICOM)
@@ -82,26 +91,32 @@ def retrieve_instance(
     instance: InstanceUid,
     request: Request,
     gateway: OpenGateway,
+    caller: Caller,
     accept: AcceptParameter = None,
 ) -> Response:
     """A multipart body of one part."""
-    return _instances(gateway, accept_of(request, accept), study, series, instance)
+    return _instances(gateway, caller, accept_of(request, accept), study, series, instance)
 
 
 @router.get(f"{_STUDY}/metadata", summary="Metadata of a study", **_METADATA)
 def retrieve_study_metadata(
-    study: StudyUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid, request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
 ) -> Response:
     """Headers in the DICOM JSON Model; pixel data and other big values are named by BulkDataURI."""
-    return _metadata(request, gateway, accept, study)
+    return _metadata(request, gateway, caller, accept, study)
 
 
 @router.get(f"{_SERIES}/metadata", summary="Metadata of a series", **_METADATA)
 def retrieve_series_metadata(
-    study: StudyUid, series: SeriesUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid,
+    series: SeriesUid,
+    request: Request,
+    gateway: OpenGateway,
+    caller: Caller,
+    accept: AcceptParameter = None,
 ) -> Response:
     """In the order of instance numbers."""
-    return _metadata(request, gateway, accept, study, series)
+    return _metadata(request, gateway, caller, accept, study, series)
 
 
 @router.get(f"{_INSTANCE}/metadata", summary="Metadata of an instance", **_METADATA)
@@ -111,10 +126,11 @@ def retrieve_instance_metadata(
     instance: InstanceUid,
     request: Request,
     gateway: OpenGateway,
+    caller: Caller,
     accept: AcceptParameter = None,
 ) -> Response:
     """An array of one."""
-    return _metadata(request, gateway, accept, study, series, instance)
+    return _metadata(request, gateway, caller, accept, study, series, instance)
 
 
 @router.get(f"{_INSTANCE}/bulkdata/{{tag}}", summary="A big value of an instance", **_BULK)
@@ -125,6 +141,7 @@ def retrieve_bulk_data(
     tag: Annotated[str, Path(pattern="^[0-9A-Fa-f]{8}$", description="As the metadata's BulkDataURI names it")],
     request: Request,
     gateway: OpenGateway,
+    caller: Caller,
     accept: AcceptParameter = None,
 ) -> Response:
     """Pixel data (decoded), an encapsulated PDF, a long private value."""
@@ -132,7 +149,7 @@ def retrieve_bulk_data(
     taking = [wanted for wanted in media_ranges(accepted) if wanted.takes(OCTET_STREAM)]
     if not taking:
         raise not_acceptable(accepted, (OCTET_STREAM,))
-    (row,) = _held(gateway, study, series, instance)
+    (row,) = _held(gateway, caller, study, series, instance)
     content = bulk_data(gateway.index.path(row), tag)
     if taking[0].multipart:
         return _streamed(related_body(OCTET_STREAM, iter([Part(OCTET_STREAM, content)])))
@@ -147,11 +164,12 @@ def retrieve_frames(
     frames: FrameList,
     request: Request,
     gateway: OpenGateway,
+    caller: Caller,
     accept: AcceptParameter = None,
 ) -> Response:
     """Decoded as application/octet-stream; compressed as they are stored with `transfer-syntax=*` or their own type."""
     indices = _indices(frames)
-    (row,) = _held(gateway, study, series, instance)
+    (row,) = _held(gateway, caller, study, series, instance)
     source = Frames(gateway.index.path(row))
     for index in indices:
         source.check_has(index)
@@ -167,6 +185,7 @@ def retrieve_rendered_instance(
     instance: InstanceUid,
     request: Request,
     gateway: OpenGateway,
+    caller: Caller,
     window: WindowParameter = None,
     viewport: ViewportParameter = None,
     quality: QualityParameter = 90,
@@ -174,7 +193,7 @@ def retrieve_rendered_instance(
 ) -> Response:
     """The first frame. SR and PDF have no picture (406)."""
     wanted = _rendering(accept_of(request, accept), window, viewport, quality)
-    return _rendered(gateway, study, series, instance, 0, wanted)
+    return _rendered(gateway, caller, study, series, instance, 0, wanted)
 
 
 @router.get(f"{_INSTANCE}/frames/{{frame}}/rendered", summary="A frame as a picture", **_RENDERED)
@@ -185,6 +204,7 @@ def retrieve_rendered_frame(
     frame: Annotated[int, Path(ge=1, description="From 1")],
     request: Request,
     gateway: OpenGateway,
+    caller: Caller,
     window: WindowParameter = None,
     viewport: ViewportParameter = None,
     quality: QualityParameter = 90,
@@ -192,10 +212,10 @@ def retrieve_rendered_frame(
 ) -> Response:
     """Without `window`, in the window that the image names; segments of a SEG are white."""
     wanted = _rendering(accept_of(request, accept), window, viewport, quality)
-    return _rendered(gateway, study, series, instance, frame - 1, wanted)
+    return _rendered(gateway, caller, study, series, instance, frame - 1, wanted)
 
 
-def _held(gateway: Gateway, *uids: str) -> list[HeldInstanceRow]:
+def _held(gateway: Gateway, caller: Principal, *uids: str) -> list[HeldInstanceRow]:
     """The instances below a resource. A study or series is looked at anew; an instance that is known stays one.
 
     Raises:
@@ -204,19 +224,19 @@ def _held(gateway: Gateway, *uids: str) -> list[HeldInstanceRow]:
     names_an_instance = len(uids) == 3
     if names_an_instance:
         try:
-            return list(gateway.index.instances(*uids))
+            return list(gateway.index.instances(*uids, tenant=caller.sees_tenant))
         except NotFound:
             gateway.index.update(most_jobs=_MOST_JOBS)
     else:
         gateway.index.update(most_jobs=_MOST_JOBS)
-    return list(gateway.index.instances(*uids))
+    return list(gateway.index.instances(*uids, tenant=caller.sees_tenant))
 
 
-def _instances(gateway: Gateway, accept: str, *uids: str) -> Response:
+def _instances(gateway: Gateway, caller: Principal, accept: str, *uids: str) -> Response:
     wanted = wanted_syntaxes(media_ranges(accept))
     if not wanted:
         raise not_acceptable(accept, (f'multipart/related; type="{DICOM}"',))
-    rows = _held(gateway, *uids)
+    rows = _held(gateway, caller, *uids)
     syntaxes = [given_syntax(wanted, row.transfer_syntax_uid) for row in rows]
 
     def parts() -> Iterator[Part]:
@@ -227,9 +247,9 @@ def _instances(gateway: Gateway, accept: str, *uids: str) -> Response:
     return _streamed(related_body(DICOM, parts()))
 
 
-def _metadata(request: Request, gateway: Gateway, accept: str | None, *uids: str) -> Response:
+def _metadata(request: Request, gateway: Gateway, caller: Principal, accept: str | None, *uids: str) -> Response:
     media_type = check_takes(accept_of(request, accept), DICOM_JSON, "application/json")
-    rows = _held(gateway, *uids)
+    rows = _held(gateway, caller, *uids)
     urls = urls_of(request, gateway.settings.gateway_url)
 
     def chunks() -> Iterator[bytes]:
@@ -242,8 +262,10 @@ def _metadata(request: Request, gateway: Gateway, accept: str | None, *uids: str
     return _streamed(RelatedBody(media_type, chain([next(content)], content)))
 
 
-def _rendered(gateway: Gateway, study: str, series: str, instance: str, index: int, wanted: Rendering) -> Response:
-    (row,) = _held(gateway, study, series, instance)
+def _rendered(
+    gateway: Gateway, caller: Principal, study: str, series: str, instance: str, index: int, wanted: Rendering
+) -> Response:
+    (row,) = _held(gateway, caller, study, series, instance)
     return Response(rendered(Frames(gateway.index.path(row)), index, wanted), media_type=wanted.media_type)
 
 

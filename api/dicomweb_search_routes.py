@@ -6,9 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from api.authentication import Caller
 from api.dicomweb_request import AcceptParameter, SeriesUid, StudyUid, accept_of, urls_of
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
+from services.accounts.principal import Principal
 from services.dicomweb.accept import DICOM_JSON, check_takes
 from services.dicomweb.json_model import as_bytes
 from services.dicomweb.resource_urls import PREFIX
@@ -52,37 +54,39 @@ def _description(level: Level) -> dict[str, Any]:
 
 
 @router.get("/studies", summary="Search for studies", **_description(Level.STUDY))
-def search_studies(request: Request, gateway: OpenGateway, accept: AcceptParameter = None) -> Response:
+def search_studies(request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None) -> Response:
     """What came in and the results, whichever way they came. An attribute is named by its keyword or its tag."""
-    return _search(request, gateway, Level.STUDY, accept)
+    return _search(request, gateway, caller, Level.STUDY, accept)
 
 
 @router.get("/series", summary="Search for series", **_description(Level.SERIES))
-def search_series(request: Request, gateway: OpenGateway, accept: AcceptParameter = None) -> Response:
+def search_series(request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None) -> Response:
     """Series of all studies."""
-    return _search(request, gateway, Level.SERIES, accept)
+    return _search(request, gateway, caller, Level.SERIES, accept)
 
 
 @router.get("/studies/{study}/series", summary="Search for series of a study", **_description(Level.SERIES))
 def search_series_of_study(
-    study: StudyUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid, request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
 ) -> Response:
     """Those of the scanner and those that were made of them."""
-    return _search(request, gateway, Level.SERIES, accept, study_instance_uid=study)
+    return _search(request, gateway, caller, Level.SERIES, accept, study_instance_uid=study)
 
 
 @router.get("/instances", summary="Search for instances", **_description(Level.INSTANCE))
-def search_instances(request: Request, gateway: OpenGateway, accept: AcceptParameter = None) -> Response:
+def search_instances(
+    request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
+) -> Response:
     """Instances of all studies."""
-    return _search(request, gateway, Level.INSTANCE, accept)
+    return _search(request, gateway, caller, Level.INSTANCE, accept)
 
 
 @router.get("/studies/{study}/instances", summary="Search for instances of a study", **_description(Level.INSTANCE))
 def search_instances_of_study(
-    study: StudyUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid, request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
 ) -> Response:
     """Instances of all its series."""
-    return _search(request, gateway, Level.INSTANCE, accept, study_instance_uid=study)
+    return _search(request, gateway, caller, Level.INSTANCE, accept, study_instance_uid=study)
 
 
 @router.get(
@@ -91,17 +95,28 @@ def search_instances_of_study(
     **_description(Level.INSTANCE),
 )
 def search_instances_of_series(
-    study: StudyUid, series: SeriesUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid,
+    series: SeriesUid,
+    request: Request,
+    gateway: OpenGateway,
+    caller: Caller,
+    accept: AcceptParameter = None,
 ) -> Response:
     """In the order of their instance numbers."""
-    return _search(request, gateway, Level.INSTANCE, accept, study_instance_uid=study, series_instance_uid=series)
+    return _search(
+        request, gateway, caller, Level.INSTANCE, accept, study_instance_uid=study, series_instance_uid=series
+    )
 
 
-def _search(request: Request, gateway: Gateway, level: Level, accept: str | None, **within: str) -> Response:
+def _search(
+    request: Request, gateway: Gateway, caller: Principal, level: Level, accept: str | None, **within: str
+) -> Response:
     media_type = check_takes(accept_of(request, accept), DICOM_JSON, "application/json")
     query = read_query(level, request.query_params.multi_items())
     not_indexed = gateway.index.update(most_jobs=_MOST_JOBS)
-    found = search(gateway.database, query, urls_of(request, gateway.settings.gateway_url), **within)
+    found = search(
+        gateway.database, query, urls_of(request, gateway.settings.gateway_url), tenant=caller.sees_tenant, **within
+    )
     warnings = []
     if found.remaining:
         warnings.append(f"There are {found.remaining} additional results that can be requested")

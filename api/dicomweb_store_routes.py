@@ -9,12 +9,14 @@ from fastapi import APIRouter, Request, Response, status
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
+from api.authentication import Caller
 from api.dicomweb_request import AcceptParameter, StudyUid, accept_of, urls_of
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
 from api.problems import NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE
 from api.upload_stream import feed_body
 from imaging.errors import InputError
+from services.accounts.principal import Principal
 from services.dicomweb.accept import DICOM_JSON, check_takes
 from services.dicomweb.json_model import dicom_json
 from services.dicomweb.resource_urls import PREFIX
@@ -50,26 +52,30 @@ _DESCRIPTION: dict[str, Any] = {
 
 
 @router.post("/studies", summary="Store instances", **_DESCRIPTION)
-async def store_instances(request: Request, gateway: OpenGateway, accept: AcceptParameter = None) -> Response:
+async def store_instances(
+    request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
+) -> Response:
     """Take CT instances in (STOW-RS). Their series becomes a job when it has been quiet for a while.
 
     An instance in the Referenced SOP Sequence lies on disk. The same instance again changes nothing.
     """
-    return await _store(request, gateway, None, accept)
+    return await _store(request, gateway, caller, None, accept)
 
 
 @router.post("/studies/{study}", summary="Store instances of a study", **_DESCRIPTION)
 async def store_instances_of_study(
-    study: StudyUid, request: Request, gateway: OpenGateway, accept: AcceptParameter = None
+    study: StudyUid, request: Request, gateway: OpenGateway, caller: Caller, accept: AcceptParameter = None
 ) -> Response:
     """As `POST /dicom-web/studies`; instances of another study are refused."""
-    return await _store(request, gateway, study, accept)
+    return await _store(request, gateway, caller, study, accept)
 
 
-async def _store(request: Request, gateway: Gateway, study: str | None, accept: str | None) -> Response:
+async def _store(
+    request: Request, gateway: Gateway, caller: Principal, study: str | None, accept: str | None
+) -> Response:
     check_takes(accept_of(request, accept), DICOM_JSON, "application/json")
     boundary = _boundary(request.headers.get("content-type", ""))
-    limits = gateway.settings
+    limits, max_bytes = gateway.settings, gateway.upload_max_bytes(caller)
     directory = gateway.store.arriving_directory()
     receiver = StowReceiver(
         gateway.store,
@@ -79,14 +85,15 @@ async def _store(request: Request, gateway: Gateway, study: str | None, accept: 
         urls_of(request, limits.gateway_url),
         study_instance_uid=study,
         calling_address=request.client.host if request.client else None,
-        max_bytes=limits.upload_max_bytes,
+        max_bytes=max_bytes,
         max_parts=limits.upload_max_files,
+        tenant=caller.tenant,
     )
     try:
         await feed_body(
             request,
             MultipartReader(boundary, receiver),
-            max_bytes=limits.upload_max_bytes,
+            max_bytes=max_bytes,
             max_bytes_around=limits.upload_max_files * _PART_HEADERS_BYTES,
         )
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ import anyio
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
+from services.accounts.exposure import check_authentication, check_secrets
+from services.accounts.key_store import FIRST_KEY_FILE, KeyStore
+from services.accounts.oidc import TokenChecker, is_loopback
+from services.accounts.principal import Principal
+from services.accounts.rate_limit import RateLimit
 from services.dicomweb.held_index import HeldIndex
 from services.ingest.held_instances import HeldInstances
 from services.ingest.intake_rules import IntakeRules
@@ -21,6 +27,8 @@ from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,39 +49,61 @@ class Gateway:
     index: HeldIndex
     queue: TaskQueue
     rules: IntakeRules
+    keys: KeyStore
+    tokens: TokenChecker | None
     is_stopping: Callable[[], bool] = lambda: False
     conversions: anyio.Semaphore = field(init=False)
-    _keys_in_use: set[str] = field(default_factory=set)
+    request_rate: RateLimit = field(init=False)
+    failed_logins: RateLimit = field(init=False)
+    _keys_in_use: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.conversions = anyio.Semaphore(self.settings.convert_at_once)
+        limits = self.settings
+        self.conversions = anyio.Semaphore(limits.convert_at_once)
+        self.request_rate = RateLimit(limits.requests_per_second, limits.requests_at_once)
+        self.failed_logins = RateLimit(limits.failed_logins_per_minute / 60, max(1, limits.failed_logins_per_minute))
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Migrates the database where needed. Redis is not asked: the gateway starts and takes studies without it.
 
         Raises:
-            ConfigurationError: no broker is configured, or the intake rules cannot be read.
+            ConfigurationError: no broker is configured, the intake rules cannot be read, or this gateway would let in
+                whom it must not.
         """
         if not settings.redis_url:
             raise ConfigurationError(
                 "the gateway needs a broker", remedy="set EMBOLENS_REDIS_URL, or use `embolens serve`"
             )
+        check_secrets(settings, settings.gateway_host)
+        tokens = TokenChecker(settings) if settings.oidc_issuer else None
         rules = IntakeRules.load(settings.intake_rules)
         database = Database(settings.resolved_database_url)
         database.upgrade()
+        keys = KeyStore(database)
+        only_here = is_loopback(settings.gateway_host) and settings.authentication and tokens is None
+        if only_here and keys.make_first(settings.data_dir):
+            log.info("the first API key, for everything, is in %s of the data directory", FIRST_KEY_FILE)
+        check_authentication(settings, has_key=keys.has_usable())
         store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
         jobs, retrievals = JobStore(database), RetrievalStore(database)
         held, index = HeldInstances(store, jobs), HeldIndex(database, store)
-        return cls(settings, database, jobs, retrievals, Outbox(database), store, held, index, queue, rules)
+        outbox = Outbox(database)
+        return cls(
+            settings, database, jobs, retrievals, outbox, store, held, index, queue, rules, keys=keys, tokens=tokens
+        )
 
     def close(self) -> None:
         self.queue.close()
         self.database.close()
 
+    def upload_max_bytes(self, principal: Principal) -> int:
+        """The largest upload that is taken from this caller."""
+        return min(self.settings.upload_max_bytes, principal.max_upload_bytes or self.settings.upload_max_bytes)
+
     @contextmanager
-    def hold_idempotency_key(self, key: str | None) -> Iterator[None]:
-        """Only one request of a key is received at a time. Across processes the database's constraint decides.
+    def hold_idempotency_key(self, tenant: str, key: str | None) -> Iterator[None]:
+        """Only one request of a tenant's key is received at a time. Across processes the database's constraint decides.
 
         Raises:
             StateConflict: an earlier request with this key has not ended yet (code ``idempotency_key_in_use``).
@@ -81,17 +111,17 @@ class Gateway:
         if key is None:
             yield
             return
-        if key in self._keys_in_use:
+        if (tenant, key) in self._keys_in_use:
             raise StateConflict(
                 f"a request with Idempotency-Key {key!r} is still being received",
                 code="idempotency_key_in_use",
                 remedy="wait for it to end, then repeat",
             )
-        self._keys_in_use.add(key)
+        self._keys_in_use.add((tenant, key))
         try:
             yield
         finally:
-            self._keys_in_use.discard(key)
+            self._keys_in_use.discard((tenant, key))
 
 
 def opened_gateway(request: Request) -> Gateway:

@@ -20,6 +20,7 @@ _MEDIA_TYPES = {
     "worklist.html": "text/html; charset=utf-8",
     "worklist.css": "text/css; charset=utf-8",
     "worklist.js": "text/javascript; charset=utf-8",
+    "login.js": "text/javascript; charset=utf-8",
     "job_panel.js": "text/javascript; charset=utf-8",
     "upload.js": "text/javascript; charset=utf-8",
     "wording.js": "text/javascript; charset=utf-8",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -21,12 +22,16 @@ from imaging.errors import (
     EmbolensError,
     InputError,
     InputTooLarge,
+    IssuerUnavailable,
     NotAnalysable,
+    NotAuthenticated,
     NotFound,
+    NotPermitted,
     QueueUnavailable,
     Reason,
     StateConflict,
     StorageFull,
+    TooManyRequests,
 )
 from services.dicomweb.accept import NotAcceptable
 from services.dicomweb.search_query import BAD_QUERY
@@ -42,6 +47,10 @@ _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
     (InputTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotAnalysable, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (NotAuthenticated, HTTPStatus.UNAUTHORIZED),
+    (NotPermitted, HTTPStatus.FORBIDDEN),
+    (TooManyRequests, HTTPStatus.TOO_MANY_REQUESTS),
+    (IssuerUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (NotFound, HTTPStatus.NOT_FOUND),
     (StateConflict, HTTPStatus.CONFLICT),
     (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
@@ -57,6 +66,16 @@ _STATUS_OF_CODE = {
 }
 _TITLES = {
     "input.too_large": "The upload is over a limit",
+    "not_authenticated": "An API key or token is needed",
+    "key.invalid": "The API key is not valid",
+    "token.invalid": "The token is not valid",
+    "token.expired": "The token has expired",
+    "token.no_tenant": "The token names no tenant",
+    "cross_origin": "The request is not of the worklist page",
+    "missing_scope": "The key or token does not permit this",
+    "too_many_requests": "Too many requests",
+    "too_many_failed_logins": "Too many wrong keys or tokens",
+    "issuer_unavailable": "The issuer of tokens does not answer",
     "not_found": "Not found",
     "not_finished": "The job has no result yet",
     "state_conflict": "The job's state does not allow this",
@@ -135,11 +154,30 @@ def _title(code: str, status: int) -> str:
     return HTTPStatus(status).phrase
 
 
+def problem_of(request: Request, error: EmbolensError) -> Response:
+    """An error of the tree as a problem document."""
+    reasons = error.reasons if isinstance(error, NotAnalysable) else ()
+    headers = _headers_of(error)
+    return problem(
+        request, status_of(error), error.code, error.message, remedy=error.remedy, reasons=reasons, headers=headers
+    )
+
+
+def _headers_of(error: EmbolensError) -> dict[str, str]:
+    """What a client that reads no problem documents learns (RFC 9110 section 10.2.3, RFC 6750 section 3)."""
+    if isinstance(error, NotAuthenticated):
+        shown = "" if error.code == NotAuthenticated.default_code else ', error="invalid_token"'
+        return {"WWW-Authenticate": f'Bearer realm="embolens"{shown}'}
+    if isinstance(error, NotPermitted):
+        return {"WWW-Authenticate": 'Bearer realm="embolens", error="insufficient_scope"'}
+    if isinstance(error, TooManyRequests):
+        return {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return {"Retry-After": "10"} if isinstance(error, IssuerUnavailable) else {}
+
+
 async def _of_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EmbolensError)
-    status = status_of(error)
-    reasons = error.reasons if isinstance(error, NotAnalysable) else ()
-    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons)
+    return problem_of(request, error)
 
 
 async def _of_validation(request: Request, error: Exception) -> Response:
@@ -163,6 +201,10 @@ async def _of_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _of_database(request: Request, error: Exception) -> Response:
+    return answer_without_database(request)
+
+
+def answer_without_database(request: Request) -> Response:
     detail = "the database did not answer"
     remedy = "try again, an upload with the same Idempotency-Key; if it stays so, see /health/ready"
     return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, remedy=remedy)

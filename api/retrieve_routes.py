@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response, status
 
+from api.authentication import Caller
 from api.gateway import Gateway, OpenGateway
 from api.page_cursor import cursor_after, place_of
 from api.problem_responses import problem_responses
@@ -29,19 +31,22 @@ from services.store.rows import Priority, RetrievalRow, RetrievalState
 router = APIRouter(tags=["retrieve"])
 
 
-def possible_retrieval_id(retrieval_id: str) -> str:
+def visible_retrieval_id(retrieval_id: str, gateway: OpenGateway, caller: Caller) -> str:
     """The id as the database writes it.
 
     Raises:
-        NotFound: no UUID.
+        NotFound: no UUID, no such retrieval, or another tenant's: the answer is the same.
     """
     try:
-        return str(uuid.UUID(retrieval_id))
+        known = str(uuid.UUID(retrieval_id))
     except ValueError:
         raise NotFound(f"no retrieval {retrieval_id[:64]!r}") from None
+    if not caller.sees(gateway.retrievals.get(known).tenant):
+        raise NotFound(f"no retrieval {known!r}")
+    return known
 
 
-RetrievalId = Annotated[str, Depends(possible_retrieval_id)]
+RetrievalId = Annotated[str, Depends(visible_retrieval_id)]
 
 
 @router.post(
@@ -50,21 +55,26 @@ RetrievalId = Annotated[str, Depends(possible_retrieval_id)]
     summary="Fetch a study from a node, or run a rule",
     responses=problem_responses(404, 503),
 )
-def request_retrieval(body: RetrieveRequestSchema, response: Response, gateway: OpenGateway) -> RetrievalSchema:
+def request_retrieval(
+    body: RetrieveRequestSchema, response: Response, gateway: OpenGateway, caller: Caller
+) -> RetrievalSchema:
     """`Location` names the retrieval. A study that is being fetched already is not fetched twice: the answer names the
     retrieval that is under way."""
     destinations = Destinations.load(gateway.settings.destinations)
+    tenants = gateway.rules.tenants
+    visible = [name for name in destinations.retrieved_from() if caller.sees(tenants.of(name))]
     if body.rule is not None:
-        row = _run_rule(gateway, _rule(destinations, body.rule), destinations, body.priority)
+        row = _run_rule(gateway, _rule(destinations, body.rule, visible), visible, body.priority)
     else:
         assert body.node is not None
         assert body.study_instance_uid is not None
-        check_node(body.node, destinations)
+        check_node(body.node, visible)
         row = gateway.retrievals.request_study(
             node=body.node,
             study_instance_uid=body.study_instance_uid,
             series_instance_uid=body.series_instance_uid,
             priority=body.priority or Priority.ROUTINE,
+            tenant=tenants.of(body.node),
         )
     response.headers["Location"] = f"{gateway.settings.gateway_url.rstrip('/')}/retrieve/{row.id}"
     return _view(gateway, row)
@@ -73,6 +83,7 @@ def request_retrieval(body: RetrieveRequestSchema, response: Response, gateway: 
 @router.get("/retrieve", summary="List retrievals", responses=problem_responses())
 def list_retrievals(
     gateway: OpenGateway,
+    caller: Caller,
     state: RetrievalState | None = None,
     study_instance_uid: Uid = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
@@ -84,6 +95,7 @@ def list_retrievals(
         state=state,
         study_instance_uid=study_instance_uid,
         after=None if cursor is None else place_of(cursor),
+        tenant=caller.sees_tenant,
     )
     rows = found[:limit]
     following = cursor_after(rows[-1].created_at, rows[-1].id) if len(found) > limit else None
@@ -112,24 +124,26 @@ def cancel_retrieval(retrieval_id: RetrievalId, response: Response, gateway: Ope
     return _view(gateway, row)
 
 
-def _rule(destinations: Destinations, wanted: str | RetrieveRule) -> RetrieveRule:
+def _rule(destinations: Destinations, wanted: str | RetrieveRule, visible: Sequence[str]) -> RetrieveRule:
     if isinstance(wanted, RetrieveRule):
         return wanted
-    if (rule := destinations.retrieve_rule(wanted)) is None:
-        known = ", ".join(rule.name for rule in destinations.retrieve) or "none"
+    rule = destinations.retrieve_rule(wanted)
+    if rule is None or rule.node not in visible:
+        known = ", ".join(rule.name for rule in destinations.retrieve if rule.node in visible) or "none"
         raise NotFound(
             f"no rule {wanted!r} in destinations.toml", code="retrieve.unknown_rule", remedy=f"known: {known}"
         )
     return rule
 
 
-def _run_rule(
-    gateway: Gateway, rule: RetrieveRule, destinations: Destinations, priority: Priority | None
-) -> RetrievalRow:
-    check_node(rule.node, destinations)
+def _run_rule(gateway: Gateway, rule: RetrieveRule, visible: Sequence[str], priority: Priority | None) -> RetrievalRow:
+    check_node(rule.node, visible)
     today = datetime.now().date()  # local, as the archive's dates are
     return gateway.retrievals.request_run(
-        node=rule.node, rule=rule.query(today).model_dump(), priority=priority or rule.priority
+        node=rule.node,
+        rule=rule.query(today).model_dump(),
+        priority=priority or rule.priority,
+        tenant=gateway.rules.tenants.of(rule.node),
     )
 
 

@@ -155,7 +155,6 @@ class ProgressSchema(Schema):
 
 class LiveSchema(Schema):
     status: Literal["live"] = "live"
-    version: str
 
 
 class PartSchema(Schema):
@@ -169,7 +168,6 @@ class ReadySchema(Schema):
     """`degraded`: studies are taken in, but wait for Redis to come back."""
 
     status: Literal["ready", "degraded"]
-    version: str
     parts: dict[str, PartSchema]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from api.authentication import Caller
 from api.gateway import OpenGateway
 from api.job_id import JobId
 from api.job_view import job_view, summaries
@@ -24,6 +25,7 @@ Uid = Annotated[str | None, Query(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)
 @router.get("/segment", summary="List jobs", response_model=JobPageSchema, responses=problem_responses())
 def list_jobs(
     gateway: OpenGateway,
+    caller: Caller,
     state: JobState | None = None,
     source: Source | None = None,
     priority: Priority | None = None,
@@ -33,7 +35,7 @@ def list_jobs(
     cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before")] = None,
 ) -> JobPageSchema:
     """Newest first, studies that came by C-STORE among those that were uploaded."""
-    wanted = JobFilter(state, source, priority, study_instance_uid, series_instance_uid)
+    wanted = JobFilter(state, source, priority, study_instance_uid, series_instance_uid, tenant=caller.sees_tenant)
     after = None if cursor is None else _row_at(cursor)
     found = gateway.jobs.page(wanted, limit=limit + 1, after=after)
     jobs = found[:limit]

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response, status
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from api.authentication import Caller
 from api.gateway import Gateway, OpenGateway
 from api.job_id import JobId
 from api.job_view import has_ended, job_path, job_view
@@ -20,6 +21,7 @@ from api.problem_responses import problem_responses
 from api.schemas import JobSchema
 from api.upload_stream import RAW_MEDIA_TYPES, ReceivedUpload, receive_upload
 from imaging.errors import InputError, NotFound
+from services.accounts.principal import Principal
 from services.ingest.upload import inspect_upload, unpack_uploads
 from services.store.rows import JobRow, Priority
 
@@ -67,6 +69,7 @@ async def submit(
     request: Request,
     response: Response,
     gateway: OpenGateway,
+    caller: Caller,
     priority: Annotated[Priority | None, Query(description="Also a form field; the query wins")] = None,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Answer when the job ended or after this, s")] = 0,
     idempotency_key: Annotated[
@@ -78,15 +81,13 @@ async def submit(
 
     Nothing is kept of an upload that is refused or breaks off.
     """
-    with gateway.hold_idempotency_key(idempotency_key):
+    with gateway.hold_idempotency_key(caller.tenant, idempotency_key):
         arriving = gateway.store.arriving_directory()
         try:
-            limits = gateway.settings
-            received = await receive_upload(
-                request, arriving, max_bytes=limits.upload_max_bytes, max_files=limits.upload_max_files
-            )
+            max_bytes, max_files = gateway.upload_max_bytes(caller), gateway.settings.upload_max_files
+            received = await receive_upload(request, arriving, max_bytes=max_bytes, max_files=max_files)
             chosen = priority or _priority(received.fields.get("priority"))
-            job = await run_in_threadpool(_take_in, gateway, arriving, received, chosen, idempotency_key)
+            job = await run_in_threadpool(_take_in, gateway, caller, arriving, received, chosen, idempotency_key)
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
     ended = await _wait_for_end(request, gateway, job.id, wait)
@@ -127,11 +128,16 @@ def retry(job_id: JobId, gateway: OpenGateway) -> JobSchema:
 
 
 def _take_in(
-    gateway: Gateway, arriving: Path, received: ReceivedUpload, priority: Priority, idempotency_key: str | None
+    gateway: Gateway,
+    caller: Principal,
+    arriving: Path,
+    received: ReceivedUpload,
+    priority: Priority,
+    idempotency_key: str | None,
 ) -> JobRow:
     """From files that arrived to a queued job; with a key that was used before, that job."""
     if idempotency_key is not None:
-        earlier = gateway.jobs.by_idempotency_key(idempotency_key, received.content_digest)
+        earlier = gateway.jobs.by_idempotency_key(idempotency_key, received.content_digest, tenant=caller.tenant)
         if earlier is not None:
             return earlier
     limits = gateway.settings
@@ -157,6 +163,7 @@ def _take_in(
             idempotency_key=idempotency_key,
             request_digest=received.content_digest,
             warnings=contents.warnings,
+            tenant=caller.tenant,
         )
     finally:
         if not submitted:

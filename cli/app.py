@@ -13,6 +13,7 @@ from cli.exit_codes import exit_code_of, explain
 from cli.health import health
 from cli.import_cases import import_cases
 from cli.insert import insert
+from cli.keys import keys
 from cli.models import models
 from cli.package import package
 from cli.phantom import phantom
@@ -41,6 +42,7 @@ app.command()(convert)
 app.command()(insert)
 app.command()(train)
 app.command()(package)
+app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 

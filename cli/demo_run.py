@@ -26,6 +26,7 @@ from cli.stage_bars import STAGES, StageBars
 from cli.supervisor import Supervisor
 from imaging.errors import DeliveryError, EmbolensError
 from imaging.phantom import make_phantom
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.dicom.result_files import PREVIEW_FILE, SEG_FILE
 from services.embedded_redis import free_port
 from services.process_signals import stop_on_signal
@@ -70,12 +71,14 @@ def run_demo(output: Path, *, seed: int, pacs: PacsNode | None, keep_running: bo
             write_truth(phantom, output / "phantom", seed=seed)
             slices = write_ct_dicom(phantom, output / "phantom" / "ct", seed=seed)
         supervisor.wait_until_ready(threading.Event())
+        key_file = settings.data_dir / FIRST_KEY_FILE
         console.print(f"Worklist: {supervisor.page_url}  (open it now to watch)", soft_wrap=True)
+        console.print(f"The key to log in with: {key_file}", highlight=False, soft_wrap=True)
         with _timed("push", seconds):
             console.print("[bold]3[/bold] Pushing it with C-STORE over two associations, as a PACS does")
             _push(slices, settings, node)
         console.print("[bold]4[/bold] Segmenting")
-        job = _follow(GatewayClient(supervisor.page_url), supervisor, slices[0], seconds)
+        job = _follow(GatewayClient(supervisor.page_url, key_file=key_file), supervisor, slices[0], seconds)
         seg = _seg_in(demo_pacs) if demo_pacs else _own_copy(settings, job)
         comparison = compare(seg, phantom.volume, phantom.embolus_labelmap)
         _report(console, comparison, job, seconds)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from imaging.errors import EmbolensError
+from services.secret_file import bearer_token
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -15,8 +17,10 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class GatewayClient:
     """Reads from the gateway below `base_url` (with its closing slash)."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, *, key_file: Path | None = None) -> None:
+        """`key_file` holds the API key to show; health checks need none."""
         self._base_url = base_url
+        self._key_file = key_file
 
     def is_ready(self) -> bool:
         try:
@@ -29,10 +33,12 @@ class GatewayClient:
         """The JSON under `path`.
 
         Raises:
+            ConfigurationError: the key cannot be read.
             EmbolensError: there is no such thing, or no gateway (code ``gateway.no_answer``).
         """
         try:
-            with _OPENER.open(self._base_url + path, timeout=10) as answer:
+            request = urllib.request.Request(self._base_url + path, headers=bearer_token(self._key_file))
+            with _OPENER.open(request, timeout=10) as answer:
                 return json.load(answer)
         except OSError as error:
             raise EmbolensError(f"the gateway did not answer for {path}: {error}", code="gateway.no_answer") from error

@@ -37,6 +37,7 @@ def serve(
         run_process(wanted[0], settings())
         return
     from cli.supervisor import Supervisor
+    from services.accounts.key_store import FIRST_KEY_FILE
     from services.process_signals import stop_on_signal
 
     stop = stop_on_signal()
@@ -44,6 +45,8 @@ def serve(
         supervisor.wait_until_ready(stop)
         if not stop.is_set():
             typer.echo(f"embolens is ready: {supervisor.page_url}  (Ctrl-C ends it)")
+            if (first := settings().data_dir / FIRST_KEY_FILE).exists():
+                typer.echo(f"the first API key is in {first}; `embolens keys create` makes others")
         supervisor.watch(stop)
 
 

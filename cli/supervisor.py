@@ -20,6 +20,8 @@ from cli.gateway_client import GatewayClient
 from cli.processes import Process
 from cli.serve import PARENT_PID
 from imaging.errors import EmbolensError, QueueUnavailable
+from services.accounts.exposure import check_authentication, check_secrets
+from services.accounts.key_store import KeyStore
 from services.embedded_redis import EmbeddedRedis, free_port, start_embedded_redis
 from services.settings import Settings
 from services.store.database import Database
@@ -40,7 +42,8 @@ class Supervisor:
     """Use as a context manager, from the main thread: leaving it drains and ends everything it started, by pid.
 
     Raises:
-        ConfigurationError: another supervisor works in the same data directory.
+        ConfigurationError: another supervisor works in the same data directory, or a process would be open to whom it
+            must not be.
     """
 
     def __init__(self, settings: Settings, processes: Sequence[Process], *, output: TextIO | None = None) -> None:
@@ -72,13 +75,25 @@ class Supervisor:
         self._lock = lock_directory(data_dir, "serve", "`embolens serve`")
         database = Database(self._settings.resolved_database_url)
         database.upgrade()
-        database.close()
+        try:
+            self._check_exposure(KeyStore(database))
+        finally:
+            database.close()
         if not self._settings.redis_url:
             self._redis = start_embedded_redis(self._redis_directory)
         self._environment["EMBOLENS_REDIS_URL"] = self._settings.redis_url or self.embedded_redis_url
         for child in self._children:
             child.start(self._environment)
         return self
+
+    def _check_exposure(self, keys: KeyStore) -> None:
+        """As the processes do themselves, and here before they are started again and again."""
+        wanted = {child.process for child in self._children}
+        if Process.LISTENER in wanted:
+            check_secrets(self._settings, self._settings.dicom_host)
+        if Process.GATEWAY in wanted:
+            check_secrets(self._settings, self._settings.gateway_host)
+            check_authentication(self._settings, has_key=keys.has_usable())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

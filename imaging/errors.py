@@ -5,6 +5,10 @@ EmbolensError
 │   └── InputTooLarge         over a limit of size, count or ratio (HTTP 413)
 ├── NotAnalysable             well-formed, but no statement about emboli can be made of it (coded reasons)
 ├── ConfigurationError        settings, model package or rules are wrong; an operator must act
+├── NotAuthenticated          nobody has said who asks, or not so that it can be believed (HTTP 401)
+├── NotPermitted              who asks may not do this (HTTP 403)
+├── TooManyRequests           who asks does so too often (HTTP 429)
+├── IssuerUnavailable         a token cannot be checked, since its issuer does not answer (HTTP 503)
 ├── NotFound                  no such job, file or node
 ├── StateConflict             the job's state does not allow what was asked for
 ├── Cancelled                 somebody asked for the work to stop
@@ -84,6 +88,28 @@ class NotAnalysable(EmbolensError):
 
 class ConfigurationError(EmbolensError):
     default_code = "configuration"
+
+
+class NotAuthenticated(EmbolensError):
+    default_code = "not_authenticated"
+
+
+class NotPermitted(EmbolensError):
+    default_code = "not_permitted"
+
+
+class TooManyRequests(EmbolensError):
+    """Raised with the seconds after which the next request is taken."""
+
+    default_code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after_s: float, code: str | None = None, remedy: str = "") -> None:
+        super().__init__(message, code=code, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class IssuerUnavailable(EmbolensError):
+    default_code = "issuer_unavailable"
 
 
 class NotFound(EmbolensError):

@@ -30,6 +30,18 @@ class Settings(BaseSettings):
     gateway_host: str = Field("127.0.0.1", description="Address the gateway binds to")
     gateway_port: int = Field(8000, description="Port of the gateway; 0: chosen by the system")
     gateway_url: str = Field("", description="Public base URL in Location headers; empty: they are relative")
+    authentication: bool = Field(
+        True, description="Ask every client for a key or token; can be switched off on loopback alone"
+    )
+    oidc_issuer: str = Field("", description="Issuer of bearer tokens (OpenID Connect); empty: API keys alone")
+    oidc_audience: str = Field("", description="What a token's `aud` must name: us")
+    oidc_scope_claim: str = Field("scope", description="Claim with what a token permits; a dot leads into an object")
+    oidc_scope_prefix: str = Field("embolens.", description="Stands there before `read`, `submit` and `admin`")
+    oidc_tenant_claim: str = Field("", description="Claim with a token's tenant; empty: all are of `default`")
+    session_s: float = Field(28_800.0, description="A browser stays logged in for this long")
+    requests_per_second: float = Field(100.0, description="Of one client on average; 0: any number")
+    requests_at_once: int = Field(1000, description="Requests of one client that may come at once")
+    failed_logins_per_minute: float = Field(30.0, description="Of one address; more are not looked at; 0: any number")
     upload_max_bytes: int = Field(5 * GIB, description="Largest upload")
     unpacked_max_bytes: int = Field(8 * GIB, description="Largest sum of what an archive unpacks to")
     upload_max_files: int = Field(20_000, description="Most files in one upload")

@@ -1,6 +1,7 @@
 // The list: looked at every second and a half while something moves, more rarely when nothing does.
 
 import { closePanel, openPanel } from "./job_panel.js";
+import { askForKey } from "./login.js";
 import { takeUploads } from "./upload.js";
 import { ENDED, element, progressText, resultText, senderText, studyText, timeText } from "./wording.js";
 
@@ -24,6 +25,7 @@ let chosen = 0;
 let cursor = null;
 let reachedOlder = false;
 let timer = null;
+let isLoggedOut = false;
 
 function cells(job) {
   const result = resultText(job);
@@ -85,6 +87,7 @@ function drawFilters() {
 
 async function fetchPage(after) {
   const response = await fetch(`/segment?limit=${PAGE}${after ? `&cursor=${encodeURIComponent(after)}` : ""}`);
+  if (response.status === 401) isLoggedOut = true;
   if (!response.ok) throw new Error(`GET /segment answered ${response.status}`);
   const page = await response.json();
   for (const job of page.jobs) jobs.set(job.id, job);
@@ -100,6 +103,7 @@ async function look() {
       draw();
       sayHealth(await (await fetch("/health/ready")).json());
     } catch {
+      if (isLoggedOut) return askForKey(begin);
       sayHealth(null);
     }
   }
@@ -112,6 +116,12 @@ function sayHealth(ready) {
   const words = { ready: "Ready", degraded: "Queue away: studies wait", failing: "Cannot take studies now", away: "No connection" };
   health.dataset.status = status;
   health.textContent = words[status];
+}
+
+async function begin() {
+  isLoggedOut = false;
+  await look();
+  if (!isLoggedOut) showOpened();
 }
 
 function showOpened() {
@@ -140,5 +150,4 @@ takeUploads((job) => {
   location.hash = job.id;
   look();
 });
-await look();
-showOpened();
+await begin();

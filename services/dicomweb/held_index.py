@@ -58,9 +58,9 @@ class HeldIndex:
             return session.scalar(select(func.count()).select_from(JobRow).where(_OUTDATED)) or 0
 
     def instances(
-        self, study: str, series: str | None = None, instance: str | None = None
+        self, study: str, series: str | None = None, instance: str | None = None, *, tenant: str | None = None
     ) -> Sequence[HeldInstanceRow]:
-        """In the order of series and instance number.
+        """In the order of series and instance number; of one tenant, or else of all, each instance once.
 
         Raises:
             NotFound: there is none.
@@ -70,10 +70,12 @@ class HeldIndex:
             query = query.where(HeldInstanceRow.series_instance_uid == series)
         if instance is not None:
             query = query.where(HeldInstanceRow.sop_instance_uid == instance)
+        if tenant is not None:
+            query = query.where(HeldInstanceRow.tenant == tenant)
         number = func.coalesce(HeldInstanceRow.instance_number, 0)
         query = query.order_by(HeldInstanceRow.series_instance_uid, number, HeldInstanceRow.sop_instance_uid)
         with self._database.read() as session:
-            found = session.scalars(query).all()
+            found = list({row.sop_instance_uid: row for row in session.scalars(query)}.values())
         if not found:
             what = "instance" if instance else "series" if series else "study"
             raise NotFound(f"no such {what} is held here", remedy="GET /dicom-web/studies lists what is")
@@ -86,12 +88,12 @@ class HeldIndex:
         if job.source != Source.REST.value:
             assert job.study_instance_uid is not None
             assert job.series_instance_uid is not None
-            directory = self._store.series_directory(job.study_instance_uid, job.series_instance_uid)
-            self._index_place(directory, directory.glob("*.dcm"))
+            directory = self._store.series_directory(job.study_instance_uid, job.series_instance_uid, tenant=job.tenant)
+            self._index_place(job.tenant, directory, directory.glob("*.dcm"))
         elif job.input_kind == "dicom" and job.indexed_at is None:  # an upload stays what it was
-            self._index_place(self._store.upload_directory(job.id), self._uploaded(job))
+            self._index_place(job.tenant, self._store.upload_directory(job.id), self._uploaded(job))
         results = self._store.result_directory(job.id)
-        self._index_place(results, results.glob("*.dcm") if _has_objects(job) else ())
+        self._index_place(job.tenant, results, results.glob("*.dcm") if _has_objects(job) else ())
         with self._database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job.id).values(indexed_at=job.updated_at))
 
@@ -101,7 +103,7 @@ class HeldIndex:
         except NotFound:
             return ()
 
-    def _index_place(self, directory: Path, paths: Iterable[Path]) -> None:
+    def _index_place(self, tenant: str, directory: Path, paths: Iterable[Path]) -> None:
         """Rows of the files in one directory, and of no others there."""
         place = str(directory.relative_to(self._store.data_dir))
         files = {str(path.relative_to(directory)): path for path in paths}
@@ -111,15 +113,19 @@ class HeldIndex:
         changed = {name: path for name, path in files.items() if known.get(name) != _modified_ns(path)}
         gone = [name for name in known if name not in files or name in changed]
         if changed or gone:
-            self._replace_rows(place, gone, _read(place, changed))
+            self._replace_rows(tenant, place, gone, _read(place, changed))
 
-    def _replace_rows(self, place: str, gone: Sequence[str], headers: Sequence[IndexedHeader]) -> None:
+    def _replace_rows(self, tenant: str, place: str, gone: Sequence[str], headers: Sequence[IndexedHeader]) -> None:
         with self._database.write() as session:
             self._database.one_at_a_time(session, "held instances")
             _remove(session, place, gone)
             new = {header.instance.sop_instance_uid: header for header in headers}
+            for header in new.values():
+                header.instance.tenant = header.series.tenant = tenant
             for uids in _chunks(list(new)):
-                elsewhere = select(HeldInstanceRow.sop_instance_uid).where(HeldInstanceRow.sop_instance_uid.in_(uids))
+                elsewhere = select(HeldInstanceRow.sop_instance_uid).where(
+                    HeldInstanceRow.tenant == tenant, HeldInstanceRow.sop_instance_uid.in_(uids)
+                )
                 for uid in session.scalars(elsewhere).all():
                     del new[uid]  # the same instance came another way too
             for header in {
@@ -158,6 +164,7 @@ def _remove(session: Session, place: str, names: Sequence[str]) -> None:
 
 def _remove_empty_series(session: Session) -> None:
     of_series = and_(
+        HeldInstanceRow.tenant == HeldSeriesRow.tenant,
         HeldInstanceRow.study_instance_uid == HeldSeriesRow.study_instance_uid,
         HeldInstanceRow.series_instance_uid == HeldSeriesRow.series_instance_uid,
     )

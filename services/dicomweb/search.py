@@ -47,9 +47,15 @@ def search(
     *,
     study_instance_uid: str | None = None,
     series_instance_uid: str | None = None,
+    tenant: str | None = None,
 ) -> SearchResults:
-    """What is held and matches, of studies the newest first; within a study and a series where they are given."""
-    conditions = [_condition(match) for match in query.matches]
+    """What is held and matches, of studies the newest first; within a study and a series where they are given.
+
+    Without a tenant it is what all of them hold; a series that two of them hold is found twice, its instances too.
+    """
+    conditions = [_condition(match, tenant) for match in query.matches]
+    if tenant is not None:
+        conditions.append(HeldSeriesRow.tenant == tenant)
     if study_instance_uid is not None:
         conditions.append(HeldSeriesRow.study_instance_uid == study_instance_uid)
     if series_instance_uid is not None:
@@ -57,14 +63,18 @@ def search(
     with_study = study_instance_uid is None
     with database.read() as session:
         if query.level is Level.STUDY:
-            return _studies(session, query, urls, conditions)
+            return _studies(session, query, urls, conditions, tenant)
         if query.level is Level.SERIES:
-            return _series(session, query, urls, conditions, with_study=with_study)
+            return _series(session, query, urls, conditions, tenant, with_study=with_study)
         return _instances(session, query, urls, conditions, with_study=with_study)
 
 
 def _studies(
-    session: Session, query: SearchQuery, urls: ResourceUrls, conditions: Sequence[ColumnElement[bool]]
+    session: Session,
+    query: SearchQuery,
+    urls: ResourceUrls,
+    conditions: Sequence[ColumnElement[bool]],
+    tenant: str | None,
 ) -> SearchResults:
     study_instance_uid = HeldSeriesRow.study_instance_uid
     matching = select(study_instance_uid).where(*conditions).group_by(study_instance_uid)
@@ -75,14 +85,16 @@ def _studies(
     every_series = (
         select(HeldSeriesRow).where(HeldSeriesRow.study_instance_uid.in_(studies)).order_by(*_ORDER_OF_SERIES)
     )
+    if tenant is not None:
+        every_series = every_series.where(HeldSeriesRow.tenant == tenant)
     for row in session.scalars(every_series):
         of_study[row.study_instance_uid].append(row)
-    counts = _instance_counts(session, HeldInstanceRow.study_instance_uid, studies)
+    counts = _instance_counts(session, HeldInstanceRow.study_instance_uid, studies, tenant)
     results = []
     for uid, rows in of_study.items():
         model = _chosen(rows[0].attributes, USUAL_OF_STUDY, OF_STUDY, query)
         model |= _element("ModalitiesInStudy", *sorted({row.modality for row in rows if row.modality}))
-        model |= _element("NumberOfStudyRelatedSeries", len(rows))
+        model |= _element("NumberOfStudyRelatedSeries", len({row.series_instance_uid for row in rows}))
         model |= _element("NumberOfStudyRelatedInstances", counts.get(uid, 0))
         results.append(model | _found_at(urls.study(uid)))
     return SearchResults(results, remaining)
@@ -93,12 +105,13 @@ def _series(
     query: SearchQuery,
     urls: ResourceUrls,
     conditions: Sequence[ColumnElement[bool]],
+    tenant: str | None,
     *,
     with_study: bool,
 ) -> SearchResults:
     rows, remaining = _page(session, select(HeldSeriesRow).where(*conditions).order_by(*_ORDER_OF_SERIES), query)
     uids = [row.series_instance_uid for (row,) in rows]
-    counts = _instance_counts(session, HeldInstanceRow.series_instance_uid, uids)
+    counts = _instance_counts(session, HeldInstanceRow.series_instance_uid, uids, tenant)
     results = []
     for (row,) in rows:
         model = _series_attributes(row, query, with_study=with_study)
@@ -116,6 +129,7 @@ def _instances(
     with_study: bool,
 ) -> SearchResults:
     of_series = and_(
+        HeldInstanceRow.tenant == HeldSeriesRow.tenant,
         HeldInstanceRow.study_instance_uid == HeldSeriesRow.study_instance_uid,
         HeldInstanceRow.series_instance_uid == HeldSeriesRow.series_instance_uid,
     )
@@ -124,15 +138,17 @@ def _instances(
     rows, remaining = _page(
         session, matching.order_by(*_ORDER_OF_SERIES, number, HeldInstanceRow.sop_instance_uid), query
     )
-    keys = {(row.study_instance_uid, row.series_instance_uid) for (row,) in rows}
-    key = tuple_(HeldSeriesRow.study_instance_uid, HeldSeriesRow.series_instance_uid)
+    keys = {(row.tenant, row.study_instance_uid, row.series_instance_uid) for (row,) in rows}
+    key = tuple_(HeldSeriesRow.tenant, HeldSeriesRow.study_instance_uid, HeldSeriesRow.series_instance_uid)
     series = {
-        (one.study_instance_uid, one.series_instance_uid): _series_attributes(one, query, with_study=with_study)
+        (one.tenant, one.study_instance_uid, one.series_instance_uid): _series_attributes(
+            one, query, with_study=with_study
+        )
         for one in session.scalars(select(HeldSeriesRow).where(key.in_(keys)))
     }
     results = []
     for (row,) in rows:
-        model = dict(series[row.study_instance_uid, row.series_instance_uid])
+        model = dict(series[row.tenant, row.study_instance_uid, row.series_instance_uid])
         model |= _chosen(row.attributes, USUAL_OF_INSTANCE, OF_INSTANCE, query)
         model |= _element("AvailableTransferSyntaxUID", row.transfer_syntax_uid)
         url = urls.instance(row.study_instance_uid, row.series_instance_uid, row.sop_instance_uid)
@@ -149,12 +165,15 @@ def _page(session: Session, ordered: Select[Any], query: SearchQuery) -> tuple[S
     return rows[: query.limit], max(1, whole - query.offset - query.limit)
 
 
-def _instance_counts(session: Session, column: Any, uids: Sequence[str]) -> dict[str, int]:
-    query = select(column, func.count()).where(column.in_(uids)).group_by(column)
+def _instance_counts(session: Session, column: Any, uids: Sequence[str], tenant: str | None) -> dict[str, int]:
+    distinct = func.count(HeldInstanceRow.sop_instance_uid.distinct())
+    query = select(column, distinct).where(column.in_(uids)).group_by(column)
+    if tenant is not None:
+        query = query.where(HeldInstanceRow.tenant == tenant)
     return dict(session.execute(query).tuples().all())
 
 
-def _condition(match: Match) -> ColumnElement[bool]:
+def _condition(match: Match, tenant: str | None) -> ColumnElement[bool]:
     name = match.attribute.column
     column: ColumnElement[Any] = getattr(
         HeldInstanceRow if match.attribute.level is Level.INSTANCE else HeldSeriesRow, name
@@ -167,6 +186,8 @@ def _condition(match: Match) -> ColumnElement[bool]:
         return column.in_(match.values) if match.values else false()
     if kind is Matching.ANY_SERIES:
         with_it = select(HeldSeriesRow.study_instance_uid).where(HeldSeriesRow.modality.in_(match.values))
+        if tenant is not None:
+            with_it = with_it.where(HeldSeriesRow.tenant == tenant)
         return HeldSeriesRow.study_instance_uid.in_(with_it)
     (value,) = match.values
     if kind is Matching.INTEGER:

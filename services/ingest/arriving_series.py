@@ -13,8 +13,10 @@ from imaging.errors import InputError
 from services.dicom.file_meta import mapped, read_file_meta
 from services.ingest.identifiers import read_identifiers
 from services.store.jobs import JobStore
-from services.store.rows import JobRow, Priority, Source
+from services.store.rows import DEFAULT_TENANT, JobRow, Priority, Source
 from services.store.study_store import StudyStore
+
+_Key = tuple[str, str, str]  # Study and Series Instance UID, tenant
 
 
 @dataclass(eq=False)
@@ -35,6 +37,7 @@ class ArrivingSeries:
     series_instance_uid: str
     job_id: str
     sop_instance_uids: set[str]
+    tenant: str = DEFAULT_TENANT
     calling_ae_title: str = ""
     source: Source = Source.DICOM
     arrivals: int = 0
@@ -62,6 +65,7 @@ class Expected:
     sop_instance_uids: frozenset[str]
     ae_title: str
     priority: Priority
+    tenant: str = DEFAULT_TENANT
 
 
 class ArrivingSeriesRegister:
@@ -70,8 +74,8 @@ class ArrivingSeriesRegister:
     def __init__(self, store: StudyStore, jobs: JobStore) -> None:
         self._store = store
         self._jobs = jobs
-        self._series: dict[tuple[str, str], ArrivingSeries] = {}
-        self._expected: dict[tuple[str, str], Expected] = {}
+        self._series: dict[_Key, ArrivingSeries] = {}
+        self._expected: dict[_Key, Expected] = {}
         self._lock = threading.Lock()  # of the dictionary only, held for moments
         self._opening = threading.Lock()  # a series is opened once, also when two associations begin with it
 
@@ -82,7 +86,7 @@ class ArrivingSeriesRegister:
         """
         assert job.study_instance_uid is not None
         assert job.series_instance_uid is not None
-        series = self.find(job.study_instance_uid, job.series_instance_uid)
+        series = self.find(job.study_instance_uid, job.series_instance_uid, job.tenant)
         if series is None:
             self._add(job, job.study_instance_uid, job.series_instance_uid)
         elif series.job_id == job.id and series.arrivals != job.arrivals:
@@ -91,9 +95,18 @@ class ArrivingSeriesRegister:
                 series.last_arrival = time.monotonic()
                 self._look_at_files(series)
 
-    def find(self, study_instance_uid: str, series_instance_uid: str) -> ArrivingSeries | None:
+    def find(
+        self, study_instance_uid: str, series_instance_uid: str, tenant: str = DEFAULT_TENANT
+    ) -> ArrivingSeries | None:
         with self._lock:
-            return self._series.get((study_instance_uid, series_instance_uid))
+            return self._series.get((study_instance_uid, series_instance_uid, tenant))
+
+    def fetched_for(self, study_instance_uid: str, series_instance_uid: str) -> str | None:
+        """The tenant for whom the series is being fetched; None where it is not."""
+        with self._lock:
+            keys = list(self._expected)
+        wanted = (study_instance_uid, series_instance_uid)
+        return next((tenant for study, series, tenant in keys if (study, series) == wanted), None)
 
     def all(self) -> list[ArrivingSeries]:
         with self._lock:
@@ -102,12 +115,12 @@ class ArrivingSeriesRegister:
     def remove(self, series: ArrivingSeries) -> None:
         """Call with the series' lock held and `is_closed` set."""
         with self._lock:
-            del self._series[series.study_instance_uid, series.series_instance_uid]
+            del self._series[series.study_instance_uid, series.series_instance_uid, series.tenant]
 
     @contextmanager
     def expecting(self, study_instance_uid: str, series_instance_uid: str, expected: Expected) -> Iterator[None]:
         """While a series is being fetched: it is complete as soon as every expected instance is here."""
-        key = (study_instance_uid, series_instance_uid)
+        key = (study_instance_uid, series_instance_uid, expected.tenant)
         with self._lock:
             self._expected[key] = expected
             if (known := self._series.get(key)) is not None:
@@ -120,14 +133,19 @@ class ArrivingSeriesRegister:
 
     @contextmanager
     def storing(
-        self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, calling: Calling
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        calling: Calling,
+        tenant: str = DEFAULT_TENANT,
     ) -> Iterator[ArrivingSeries]:
         """While the file of one instance is being written: the series has its job and cannot be completed.
 
         On leaving without an exception the instance is counted.
         """
         while True:
-            series = self._find_or_open(study_instance_uid, series_instance_uid, calling)
+            series = self._find_or_open(study_instance_uid, series_instance_uid, calling, tenant)
             with series.lock:
                 if series.is_closed:
                     continue
@@ -159,23 +177,27 @@ class ArrivingSeriesRegister:
             series_instance_uid=series.series_instance_uid,
             calling_ae_title=series.calling_ae_title,
             source=series.source,
+            tenant=series.tenant,
         )
         series.job_id, series.arrivals = job.id, job.arrivals
 
-    def _find_or_open(self, study_instance_uid: str, series_instance_uid: str, calling: Calling) -> ArrivingSeries:
-        if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
+    def _find_or_open(
+        self, study_instance_uid: str, series_instance_uid: str, calling: Calling, tenant: str
+    ) -> ArrivingSeries:
+        if (known := self.find(study_instance_uid, series_instance_uid, tenant)) is not None:
             return known
         with self._opening:
-            if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
+            if (known := self.find(study_instance_uid, series_instance_uid, tenant)) is not None:
                 return known
             with self._lock:
-                expected = self._expected.get((study_instance_uid, series_instance_uid))
+                expected = self._expected.get((study_instance_uid, series_instance_uid, tenant))
             job = self._jobs.open_receiving(
                 study_instance_uid=study_instance_uid,
                 series_instance_uid=series_instance_uid,
                 calling_ae_title=calling.ae_title if expected is None else expected.ae_title,
                 calling_address=calling.address,
                 priority=Priority.ROUTINE if expected is None else expected.priority,
+                tenant=tenant,
             )
             return self._add(job, study_instance_uid, series_instance_uid)
 
@@ -185,19 +207,22 @@ class ArrivingSeriesRegister:
             series_instance_uid=series_instance_uid,
             job_id=job.id,
             sop_instance_uids=set(),
+            tenant=job.tenant,
             calling_ae_title=job.calling_ae_title or "",
             source=Source(job.source),
             arrivals=job.arrivals,
         )
         self._look_at_files(series)
-        key = (study_instance_uid, series_instance_uid)
+        key = (study_instance_uid, series_instance_uid, job.tenant)
         with self._lock:
             if (expected := self._expected.get(key)) is not None:
                 series.queried_instances = expected.sop_instance_uids
             return self._series.setdefault(key, series)
 
     def _look_at_files(self, series: ArrivingSeries) -> None:
-        directory = self._store.series_directory(series.study_instance_uid, series.series_instance_uid)
+        directory = self._store.series_directory(
+            series.study_instance_uid, series.series_instance_uid, tenant=series.tenant
+        )
         files = list(directory.glob("*.dcm"))
         series.sop_instance_uids |= {path.stem for path in files}
         if series.announced_instances is None and files:
@@ -217,8 +242,9 @@ def _announced_in(path: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """Who is sending."""
+    """Who is sending; `tenant` where the intake rules name one for it."""
 
     ae_title: str
     address: str
     association: threading.Thread
+    tenant: str | None = None

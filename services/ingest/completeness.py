@@ -59,7 +59,9 @@ class Completeness:
             why the series is complete (`reason`, or a better one), None where it is still waited for; and, where the
             wait is over although instances are known to be missing, the reason why it cannot be analysed.
         """
-        fetched = self._retrievals.of_series(series.study_instance_uid, series.series_instance_uid)
+        fetched = self._retrievals.of_series(
+            series.study_instance_uid, series.series_instance_uid, tenant=series.tenant
+        )
         here = len(series.sop_instance_uids)
         if fetched is not None and here < fetched[1].instances and not has_ended(fetched[0]):
             return None, ()  # tried again until it ends
@@ -116,7 +118,9 @@ class Completeness:
         return missing_slices(np.array(heights))
 
     def _place(self, series: ArrivingSeries, sop_instance_uid: str) -> _Place | None:
-        path = self._store.instance_path(series.study_instance_uid, series.series_instance_uid, sop_instance_uid)
+        path = self._store.instance_path(
+            series.study_instance_uid, series.series_instance_uid, sop_instance_uid, tenant=series.tenant
+        )
         try:
             header = read_header(path, keywords=_PLACE_KEYWORDS)
         except InputError:

@@ -172,7 +172,9 @@ class CompletionWatcher:
 
     def _complete(self, series: ArrivingSeries, reason: str, incomplete: tuple[Reason, ...]) -> Priority | None:
         """The priority with which the job is now to be enqueued; None where it was not queued."""
-        directory = self._store.series_directory(series.study_instance_uid, series.series_instance_uid)
+        directory = self._store.series_directory(
+            series.study_instance_uid, series.series_instance_uid, tenant=series.tenant
+        )
         files = sorted(directory.glob("*.dcm"))
         if not self._has_something_new(series.job_id, files):
             self._jobs.drop_receiving(series.job_id, reason="nothing new was received", arrivals=series.arrivals)
@@ -234,8 +236,10 @@ class CompletionWatcher:
             return None
         study = series.study_instance_uid
         others = [
-            inspect_headers(sorted(self._store.series_directory(study, uid).glob("*.dcm"))).series[0]
-            for uid in self._jobs.segmented_series(study)
+            inspect_headers(
+                sorted(self._store.series_directory(study, uid, tenant=series.tenant).glob("*.dcm"))
+            ).series[0]
+            for uid in self._jobs.segmented_series(study, tenant=series.tenant)
             if uid != series.series_instance_uid
         ]
         (own,) = ranked([info], self._rules.selection)

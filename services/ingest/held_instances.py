@@ -18,6 +18,7 @@ from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 from services.ingest.identifiers import Identifiers
 from services.ingest.storage_status import MISMATCH, UNSUPPORTED_SOP_CLASS
 from services.store.jobs import JobStore
+from services.store.rows import DEFAULT_TENANT
 from services.store.study_store import StudyStore
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,11 @@ class HeldInstances:
     def __init__(self, store: StudyStore, jobs: JobStore) -> None:
         self._store = store
         self._jobs = jobs
-        self._taken_in: dict[tuple[str, str], frozenset[Path]] = {}
+        self._taken_in: dict[tuple[str, str, str], frozenset[Path]] = {}
 
-    def holds(self, named: Identifiers, data_set: memoryview, *, is_arriving: bool) -> bool:
+    def holds(
+        self, named: Identifiers, data_set: memoryview, *, is_arriving: bool, tenant: str = DEFAULT_TENANT
+    ) -> bool:
         """Whether the instance is here, whole, and will be in a job's inputs or is: there is nothing to store.
 
         Args:
@@ -53,28 +56,30 @@ class HeldInstances:
             is_arriving: a job is receiving the series.
         """
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
-        path = self._store.instance_path(study, series, sop)
+        path = self._store.instance_path(study, series, sop, tenant=tenant)
         stored = _data_set_of(path)
         if stored is None:
             return False
         if len(stored) < len(data_set) and data_set[: len(stored)] == stored:
             log.warning("instance %s lies torn on disk and is replaced", sop)
             return False
-        if not (is_arriving or self._was_taken_in(study, series, path)):
+        if not (is_arriving or self._was_taken_in(study, series, tenant, path)):
             return False
         if stored != data_set:
             log.warning("instance %s came again with different content; the first one stays", sop)
         return True
 
-    def inputs_of_jobs(self, study_instance_uid: str, series_instance_uid: str) -> Iterator[Path]:
+    def inputs_of_jobs(
+        self, study_instance_uid: str, series_instance_uid: str, tenant: str = DEFAULT_TENANT
+    ) -> Iterator[Path]:
         """Every file that a job of the series took in."""
-        for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid):
+        for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid, tenant=tenant):
             with suppress(NotFound):  # its directory is gone
                 yield from self._store.read_inputs(job_id)
 
-    def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, path: Path) -> bool:
+    def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, tenant: str, path: Path) -> bool:
         """Whether a job has this file among its inputs. These only grow, so what was found once is remembered."""
-        key = (study_instance_uid, series_instance_uid)
+        key = (study_instance_uid, series_instance_uid, tenant)
         taken_in = self._taken_in.get(key, frozenset())
         if path not in taken_in:
             taken_in = frozenset(self.inputs_of_jobs(*key))

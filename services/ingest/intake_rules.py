@@ -5,19 +5,30 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, IPvAnyNetwork, model_validator
+from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
 
-from imaging.errors import Reason
+from imaging.errors import ConfigurationError, Reason
+from services.accounts.principal import checked_tenant
 from services.dicom.series_reader import SeriesInfo
 from services.ingest.series_selection import SelectionRule
-from services.store.rows import Priority
+from services.store.rows import DEFAULT_TENANT, Priority
 from services.toml_file import Pattern, TomlTable
 
 _SPACING_TOLERANCE_MM = 1e-3
 
+
+def _valid_tenant(name: str) -> str:
+    try:
+        return checked_tenant(name)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from error
+
+
 Treatment = Literal["stat", "routine", "ignored"]
+WORKLIST = "worklist:"  # before the name of a worklist, in the table of tenants
+Tenant = Annotated[str, AfterValidator(_valid_tenant)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,16 @@ class CallingAeTitles(TomlTable):
         return self.named.get(calling_ae_title.strip(), self.default)
 
 
+class Tenants(TomlTable):
+    """Whose studies come from an AE title, a "dicomweb:NAME" or a "worklist:NAME"."""
+
+    default: Tenant = DEFAULT_TENANT
+    named: dict[str, Tenant] = Field(default_factory=dict)
+
+    def of(self, sender: str) -> str:
+        return self.named.get(sender.strip(), self.default)
+
+
 class AssociationRules(TomlTable):
     """Who may open an association, before anything is received. Empty lists allow everybody."""
 
@@ -79,6 +100,7 @@ class IntakeRules(TomlTable):
     best_of_study: bool = True
     associations: AssociationRules = AssociationRules()
     calling_ae_titles: CallingAeTitles = CallingAeTitles()
+    tenants: Tenants = Tenants()
     selection: tuple[SelectionRule, ...] = ()
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from services.accounts.exposure import check_secrets
 from services.delivery.storage_commitment import CommitmentReports
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
@@ -27,9 +28,10 @@ def run_listener(settings: Settings) -> None:
     """Receive studies until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: the intake rules are wrong, the port cannot be had, or another listener works in the data
-            directory: two would complete each other's series.
+        ConfigurationError: the intake rules are wrong, a password is weak, the port cannot be had, or another listener
+            works in the data directory: two would complete each other's series.
     """
+    check_secrets(settings, settings.dicom_host)
     rules = IntakeRules.load(settings.intake_rules)
     stopping = stop_on_signal()
     log_to_stderr()
@@ -41,7 +43,7 @@ def run_listener(settings: Settings) -> None:
     retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
     listener = Listener(settings, store, JobStore(database), queue, rules, retrievals, reports)
     retriever = Retriever(settings, listener, retrievals, rules)
-    performers = Performers(settings, database, store)
+    performers = Performers(settings, database, store, rules.tenants)
     listener.start()
     retriever.start()
     performers.start()

@@ -39,6 +39,7 @@ from services.ingest.storage_status import SUCCESS, storage_status
 from services.settings import Settings
 from services.store.jobs import JobStore
 from services.store.retrievals import RetrievalStore
+from services.store.rows import DEFAULT_TENANT
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 from services.transport_security import listener_context
@@ -89,6 +90,7 @@ class Listener:
         self._ae.supported_contexts = supported_contexts()
         self._reports = reports
         self._allowed = rules.associations
+        self._tenants = rules.tenants
         self._ae.require_called_aet = self._allowed.called_ae_title_must_match
         self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
         self._port: int | None = None
@@ -163,7 +165,8 @@ class Listener:
 
     def _store_instance(self, event: Event) -> None:
         peer = _peer(event)
-        calling = Calling(peer.ae_title.strip(), peer.address, event.assoc)
+        ae_title = peer.ae_title.strip()
+        calling = Calling(ae_title, peer.address, event.assoc, self._tenants.named.get(ae_title))
         encoded = cast(BytesIO, _request(event).DataSet)
         self.take_in(encoded, event.file_meta, calling)
 
@@ -176,9 +179,10 @@ class Listener:
         """
         named = _identify(encoded, file_meta, with_announcement=False)
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
-        path = self._store.instance_path(study, series, sop)
-        arriving = self._register.find(study, series)
-        if self._held.holds(named, encoded.getbuffer(), is_arriving=arriving is not None):
+        tenant = calling.tenant or self._register.fetched_for(study, series) or self._tenants.default
+        path = self._store.instance_path(study, series, sop, tenant=tenant)
+        arriving = self._register.find(study, series, tenant)
+        if self._held.holds(named, encoded.getbuffer(), is_arriving=arriving is not None, tenant=tenant):
             if arriving is not None:
                 self._register.touch(arriving, calling)
             return
@@ -186,7 +190,10 @@ class Listener:
         if arriving is None:
             first = _identify(encoded, file_meta, with_announcement=True)
             announced = first.announced_instances
-        with self._register.storing(study, series, sop, calling) as receiving, self._store.arriving_file(path) as file:
+        with (
+            self._register.storing(study, series, sop, calling, tenant) as receiving,
+            self._store.arriving_file(path) as file,
+        ):
             receiving.announced_instances = announced or receiving.announced_instances
             file.write(FILE_PREFIX)
             file.write(encode_file_meta(file_meta))
@@ -194,13 +201,13 @@ class Listener:
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
 
-    def held(self, study_instance_uid: str, series_instance_uid: str) -> set[str]:
-        """SOP Instance UIDs that are here and belong to a job, or will."""
-        if (arriving := self._register.find(study_instance_uid, series_instance_uid)) is not None:
+    def held(self, study_instance_uid: str, series_instance_uid: str, tenant: str = DEFAULT_TENANT) -> set[str]:
+        """SOP Instance UIDs that are here and belong to a job of the tenant, or will."""
+        if (arriving := self._register.find(study_instance_uid, series_instance_uid, tenant)) is not None:
             with arriving.lock:
                 if not arriving.is_closed:
                     return set(arriving.sop_instance_uids)
-        inputs = self._held.inputs_of_jobs(study_instance_uid, series_instance_uid)
+        inputs = self._held.inputs_of_jobs(study_instance_uid, series_instance_uid, tenant)
         return {path.stem for path in inputs if path.exists()}
 
 

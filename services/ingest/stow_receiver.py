@@ -24,7 +24,7 @@ from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_
 from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.storage_status import MISMATCH, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
 from services.store.jobs import JobStore
-from services.store.rows import Source
+from services.store.rows import DEFAULT_TENANT, Source
 from services.store.study_store import StudyStore, put_in_place
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class StowReceiver:
         calling_address: str | None,
         max_bytes: int,
         max_parts: int,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
         """`directory` is where a part lies while it arrives, on the file system of the study store."""
         self.stored: list[Dataset] = []
@@ -67,6 +68,7 @@ class StowReceiver:
         self._calling_address = calling_address
         self._max_bytes = max_bytes
         self._max_parts = max_parts
+        self._tenant = tenant
         self._bytes = self._parts = 0
         self._file: BinaryIO | None = None
 
@@ -165,12 +167,12 @@ class StowReceiver:
 
     def _take_in(self, named: Identifiers, data_set: memoryview) -> None:
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
-        is_arriving = self._jobs.is_receiving(study, series)
-        if self._held.holds(named, data_set, is_arriving=is_arriving):
+        is_arriving = self._jobs.is_receiving(study, series, tenant=self._tenant)
+        if self._held.holds(named, data_set, is_arriving=is_arriving, tenant=self._tenant):
             if not is_arriving:
                 return
         else:
-            put_in_place(self._part, self._store.instance_path(study, series, sop))
+            put_in_place(self._part, self._store.instance_path(study, series, sop, tenant=self._tenant))
         # After the file: a completion that has not seen it is called off by this, or over already.
         self._jobs.open_receiving(
             study_instance_uid=study,
@@ -178,6 +180,7 @@ class StowReceiver:
             calling_address=self._calling_address,
             source=Source.DICOMWEB,
             arrivals=1,
+            tenant=self._tenant,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from imaging.errors import NotFound
 from services.delivery.destinations import DICOMWEB, Destinations
 from services.retrieve.dicom_archive import DicomArchive
@@ -20,15 +22,15 @@ def archive_named(name: str, destinations: Destinations, settings: Settings) -> 
         NotFound: it is not listed, or nobody said how it is fetched from (code `retrieve.unknown_node`).
         ConfigurationError: TLS is asked for and its certificates cannot be read.
     """
-    check_node(name, destinations)
+    check_node(name, destinations.retrieved_from())
     archive = _archive(name, destinations, settings)
     assert archive is not None
     return archive
 
 
-def check_node(name: str, destinations: Destinations) -> None:
+def check_node(name: str, known: Sequence[str]) -> None:
     """Raises NotFound as `archive_named` does, without opening anything."""
-    if name not in (known := destinations.retrieved_from()):
+    if name not in known:
         raise NotFound(
             f"no node {name!r} to fetch from in destinations.toml",
             code=UNKNOWN_NODE,

@@ -58,7 +58,7 @@ class Retriever:
         self._listener = listener
         self._retrievals = retrievals
         self._rules = rules
-        self._schedule = Schedule(retrievals, now)
+        self._schedule = Schedule(retrievals, now, rules.tenants)
         self._scheduled_at = -_SCHEDULE_EVERY_S
         self._stopping = threading.Event()
         self._running: list[threading.Thread] = []

@@ -25,7 +25,7 @@ def request_studies(row: RetrievalRow, archive: Archive, retrievals: RetrievalSt
     for study in studies:
         if retrievals.is_cancel_requested(row.id):
             raise Cancelled(f"retrieval {row.id} was cancelled")
-        if retrievals.is_known(study.study_instance_uid, row.node):
+        if retrievals.is_known(study.study_instance_uid, row.node, tenant=row.tenant):
             continue
         series = archive.series(study.study_instance_uid, with_contrast=query.contrast)
         if any(why_skipped(one, study, rules, query) is None for one in series):
@@ -35,5 +35,6 @@ def request_studies(row: RetrievalRow, archive: Archive, retrievals: RetrievalSt
                 priority=Priority(row.priority),
                 rule=row.rule,
                 parent_id=row.id,
+                tenant=row.tenant,
             )
     retrievals.record_studies(row.id, len(studies))

@@ -159,7 +159,7 @@ class StudyFetch:
             failed = failed_now
             return self._goes_on(uid, images, failed)
 
-        expected = Expected(images, self.row.node, Priority(self.row.priority))
+        expected = Expected(images, self.row.node, Priority(self.row.priority), self.row.tenant)
         is_whole = len(missing) == self._there[uid]
         try:
             with self.listener.register.expecting(self._study_instance_uid, uid, expected):
@@ -179,7 +179,7 @@ class StudyFetch:
         return self.row.study_instance_uid
 
     def _held(self, uid: str) -> set[str]:
-        return self.listener.held(self._study_instance_uid, uid)
+        return self.listener.held(self._study_instance_uid, uid, self.row.tenant)
 
     def _count(self, uid: str, there: frozenset[str], failed: int) -> None:
         received = len(there & self._held(uid))

@@ -26,6 +26,7 @@ from imaging.errors import Cancelled, NotFound, Reason, StateConflict
 from services.store.database import Database
 from services.store.rows import (
     ADDRESS_LENGTH,
+    DEFAULT_TENANT,
     FINAL_STATES,
     DeliveryState,
     JobRow,
@@ -88,6 +89,7 @@ class JobFilter:
     priority: Priority | None = None
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
+    tenant: str | None = None
 
 
 class JobStore:
@@ -108,6 +110,7 @@ class JobStore:
         priority: Priority = Priority.ROUTINE,
         source: Source = Source.DICOM,
         arrivals: int = 0,
+        tenant: str = DEFAULT_TENANT,
     ) -> JobRow:
         """The job that is receiving this series; a new one if none is. A new one supersedes the series' last job.
 
@@ -121,6 +124,7 @@ class JobStore:
             of_series = (
                 select(JobRow)
                 .where(
+                    JobRow.tenant == tenant,
                     JobRow.study_instance_uid == study_instance_uid,
                     JobRow.series_instance_uid == series_instance_uid,
                     _IN_STUDY_STORE,
@@ -133,6 +137,7 @@ class JobStore:
                 job = _new_job(
                     state=JobState.RECEIVING,
                     source=source,
+                    tenant=tenant,
                     study_instance_uid=study_instance_uid,
                     series_instance_uid=series_instance_uid,
                     calling_ae_title=calling_ae_title,
@@ -146,9 +151,10 @@ class JobStore:
                 job.updated_at = utc_now()
             return job
 
-    def is_receiving(self, study_instance_uid: str, series_instance_uid: str) -> bool:
+    def is_receiving(self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT) -> bool:
         """Whether a job is receiving this series."""
         query = select(JobRow.id).where(
+            JobRow.tenant == tenant,
             JobRow.study_instance_uid == study_instance_uid,
             JobRow.series_instance_uid == series_instance_uid,
             JobRow.state == JobState.RECEIVING.value,
@@ -156,12 +162,15 @@ class JobStore:
         with self._database.read() as session:
             return session.scalars(query).first() is not None
 
-    def that_took_in(self, study_instance_uid: str, series_instance_uid: str) -> Sequence[str]:
+    def that_took_in(
+        self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT
+    ) -> Sequence[str]:
         """Ids of the jobs that recorded instances of this series as their inputs.
 
         A job that was cancelled while it was receiving did not.
         """
         query = select(JobRow.id).where(
+            JobRow.tenant == tenant,
             JobRow.study_instance_uid == study_instance_uid,
             JobRow.series_instance_uid == series_instance_uid,
             _IN_STUDY_STORE,
@@ -170,13 +179,14 @@ class JobStore:
         with self._database.read() as session:
             return session.scalars(query).all()
 
-    def segmented_series(self, study_instance_uid: str) -> Sequence[str]:
+    def segmented_series(self, study_instance_uid: str, *, tenant: str = DEFAULT_TENANT) -> Sequence[str]:
         """Series Instance UIDs of a study that were sent to us and are segmented, or will be."""
         states = (JobState.QUEUED, JobState.RUNNING, JobState.DELIVERING, JobState.COMPLETED)
         query = (
             select(JobRow.series_instance_uid)
             .distinct()
             .where(
+                JobRow.tenant == tenant,
                 JobRow.study_instance_uid == study_instance_uid,
                 _IN_STUDY_STORE,
                 JobRow.state.in_([state.value for state in states]),
@@ -298,6 +308,7 @@ class JobStore:
         idempotency_key: str | None = None,
         request_digest: str | None = None,
         warnings: Sequence[Reason] = (),
+        tenant: str = DEFAULT_TENANT,
     ) -> tuple[JobRow, bool]:
         """A job for an upload whose files are in place, queued: (job, True).
 
@@ -310,13 +321,14 @@ class JobStore:
             state=JobState.QUEUED,
             source=Source.REST,
             id=job_id,
+            tenant=tenant,
             input_kind=input_kind,
             inputs_digest=inputs_digest,
             instance_count=instance_count,
             priority=priority.value,
             study_instance_uid=study_instance_uid,
             series_instance_uid=series_instance_uid,
-            idempotency_key=idempotency_key,
+            idempotency_key=None if idempotency_key is None else _of_tenant(tenant, idempotency_key),
             request_digest=request_digest,
             completion_reason="upload complete",
             reasons=[warning.to_dict() for warning in warnings],
@@ -327,14 +339,19 @@ class JobStore:
                 session.add(job)
             return job, True
         except IntegrityError:
-            earlier = self.by_idempotency_key(idempotency_key, request_digest) if idempotency_key else None
+            earlier = None
+            if idempotency_key:
+                earlier = self.by_idempotency_key(idempotency_key, request_digest, tenant=tenant)
             if earlier is None:
                 raise
             return earlier, False
 
-    def by_idempotency_key(self, idempotency_key: str, request_digest: str | None) -> JobRow | None:
+    def by_idempotency_key(
+        self, idempotency_key: str, request_digest: str | None, *, tenant: str = DEFAULT_TENANT
+    ) -> JobRow | None:
+        stored = _of_tenant(tenant, idempotency_key)
         with self._database.read() as session:
-            job = session.scalars(select(JobRow).where(JobRow.idempotency_key == idempotency_key)).first()
+            job = session.scalars(select(JobRow).where(JobRow.idempotency_key == stored)).first()
         if job is not None and request_digest is not None and job.request_digest != request_digest:
             raise StateConflict(
                 f"Idempotency-Key {idempotency_key!r} was used for another request",
@@ -371,6 +388,7 @@ class JobStore:
             (JobRow.priority, wanted.priority),
             (JobRow.study_instance_uid, wanted.study_instance_uid),
             (JobRow.series_instance_uid, wanted.series_instance_uid),
+            (JobRow.tenant, wanted.tenant),
         ):
             if value is not None:
                 query = query.where(column == str(value))
@@ -619,6 +637,7 @@ def _new_job(*, state: JobState, source: Source, **values: Any) -> JobRow:
     now = utc_now()
     defaults: dict[str, Any] = {
         "id": str(uuid.uuid4()),
+        "tenant": DEFAULT_TENANT,
         "input_kind": "dicom",
         "priority": Priority.ROUTINE.value,
         "instance_count": 0,
@@ -630,6 +649,11 @@ def _new_job(*, state: JobState, source: Source, **values: Any) -> JobRow:
         "reasons": [],
     }
     return JobRow(state=state.value, source=source.value, created_at=now, updated_at=now, **(defaults | values))
+
+
+def _of_tenant(tenant: str, idempotency_key: str) -> str:
+    """The key as it is stored: another tenant's clients may use the same one. No header can hold a line break."""
+    return idempotency_key if tenant == DEFAULT_TENANT else f"{tenant}\n{idempotency_key}"
 
 
 def _rows(result: Any) -> int:
@@ -711,6 +735,7 @@ def _newer_of_series(session: Session, job: JobRow) -> str | None:
     return session.scalar(
         select(JobRow.id)
         .where(
+            JobRow.tenant == job.tenant,
             JobRow.study_instance_uid == job.study_instance_uid,
             JobRow.series_instance_uid == job.series_instance_uid,
             _IN_STUDY_STORE,

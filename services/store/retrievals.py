@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, and_, case, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, and_, case, exists, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from imaging.errors import EmbolensError, NotFound, StateConflict
 from services.store.database import Database
 from services.store.jobs import utc_now
-from services.store.rows import FINAL_RETRIEVAL_STATES, JobRow, Priority, RetrievalRow, RetrievalState
+from services.store.rows import DEFAULT_TENANT, FINAL_RETRIEVAL_STATES, JobRow, Priority, RetrievalRow, RetrievalState
 
 _ACTIVE = (RetrievalState.PENDING.value, RetrievalState.RUNNING.value)
 _STAT_FIRST = case((RetrievalRow.priority == Priority.STAT.value, 0), else_=1)
@@ -69,8 +69,9 @@ class RetrievalStore:
         priority: Priority = Priority.ROUTINE,
         rule: dict[str, Any] | None = None,
         parent_id: str | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> RetrievalRow:
-        """The retrieval of this study from this node that is under way, else a new one.
+        """The retrieval of this study from this node that is under way for the tenant, else a new one.
 
         Asked for as `stat`, one that is under way becomes `stat` too.
         """
@@ -81,6 +82,7 @@ class RetrievalStore:
                 RetrievalRow.cancel_requested.is_(False),
                 RetrievalRow.series_instance_uid == series_instance_uid,
                 RetrievalRow.parent_id == parent_id,
+                RetrievalRow.tenant == tenant,
             )
             if (under_way := session.scalars(same).first()) is not None:
                 if priority is Priority.STAT:
@@ -93,15 +95,22 @@ class RetrievalStore:
                 priority=priority.value,
                 rule=rule,
                 parent_id=parent_id,
+                tenant=tenant,
             )
             session.add(row)
             return row
 
     def request_run(
-        self, *, node: str, rule: dict[str, Any], priority: Priority, run_key: str | None = None
+        self,
+        *,
+        node: str,
+        rule: dict[str, Any],
+        priority: Priority,
+        run_key: str | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> RetrievalRow:
         """The run of a rule; with a key that there has been a run of, that run."""
-        row = _new_row(node=node, rule=rule, priority=priority.value, run_key=run_key)
+        row = _new_row(node=node, rule=rule, priority=priority.value, run_key=run_key, tenant=tenant)
         with self._database.write() as session:
             if run_key is not None:
                 self._database.one_at_a_time(session, f"run {run_key}")
@@ -111,10 +120,14 @@ class RetrievalStore:
             session.add(row)
             return row
 
-    def is_known(self, study_instance_uid: str, node: str) -> bool:
-        """Whether a rule leaves this study alone: some of it is here, or it was asked for and did not fail."""
-        held = select(JobRow.id).where(JobRow.study_instance_uid == study_instance_uid).limit(1)
-        asked = _of_study(node, study_instance_uid).where(RetrievalRow.state != RetrievalState.FAILED.value)
+    def is_known(self, study_instance_uid: str, node: str, *, tenant: str = DEFAULT_TENANT) -> bool:
+        """Whether a rule leaves this study alone: the tenant has some of it here, or it was asked for and did not
+        fail."""
+        of_study = (JobRow.study_instance_uid == study_instance_uid, JobRow.tenant == tenant)
+        held = select(JobRow.id).where(*of_study).limit(1)
+        asked = _of_study(node, study_instance_uid).where(
+            RetrievalRow.state != RetrievalState.FAILED.value, RetrievalRow.tenant == tenant
+        )
         with self._database.read() as session:
             return session.scalar(held) is not None or session.scalars(asked).first() is not None
 
@@ -132,8 +145,9 @@ class RetrievalStore:
         study_instance_uid: str | None = None,
         parent_id: str | None = None,
         after: tuple[datetime, str] | None = None,
+        tenant: str | None = None,
     ) -> Sequence[RetrievalRow]:
-        """Newest first; `after` is the time and id of the last row of the page before."""
+        """Newest first; `after` is the time and id of the last row of the page before. Without a tenant, of all."""
         query = select(RetrievalRow).order_by(RetrievalRow.created_at.desc(), RetrievalRow.id.desc()).limit(limit)
         if state is not None:
             query = query.where(RetrievalRow.state == state.value)
@@ -141,6 +155,8 @@ class RetrievalStore:
             query = query.where(RetrievalRow.study_instance_uid == study_instance_uid)
         if parent_id is not None:
             query = query.where(RetrievalRow.parent_id == parent_id)
+        if tenant is not None:
+            query = query.where(RetrievalRow.tenant == tenant)
         if after is not None:
             at, retrieval_id = after
             query = query.where(
@@ -153,12 +169,12 @@ class RetrievalStore:
             return session.scalars(query).all()
 
     def of_series(
-        self, study_instance_uid: str, series_instance_uid: str
+        self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT
     ) -> tuple[RetrievalRow, RetrievedSeries] | None:
         """The newest retrieval that fetches, or fetched, this series, and how far it is."""
         query = (
             select(RetrievalRow)
-            .where(RetrievalRow.study_instance_uid == study_instance_uid)
+            .where(RetrievalRow.study_instance_uid == study_instance_uid, RetrievalRow.tenant == tenant)
             .order_by(RetrievalRow.created_at.desc())
         )
         with self._database.read() as session:
@@ -173,7 +189,11 @@ class RetrievalStore:
         uids = [series.series_instance_uid for series in series_of(row) if series.skipped is None]
         query = (
             select(JobRow.series_instance_uid, JobRow.id)
-            .where(JobRow.study_instance_uid == row.study_instance_uid, JobRow.series_instance_uid.in_(uids))
+            .where(
+                JobRow.tenant == row.tenant,
+                JobRow.study_instance_uid == row.study_instance_uid,
+                JobRow.series_instance_uid.in_(uids),
+            )
             .order_by(JobRow.created_at)
         )
         with self._database.read() as session:
@@ -221,12 +241,22 @@ class RetrievalStore:
             )
 
     def claim(self) -> RetrievalRow | None:
-        """pending -> running for the most urgent one that is due."""
+        """pending -> running for the most urgent one that is due.
+
+        A study that is being fetched for another tenant waits: its images would not say for whom they come.
+        """
+        other = aliased(RetrievalRow)
+        for_another = exists().where(
+            other.state == RetrievalState.RUNNING.value,
+            other.study_instance_uid == RetrievalRow.study_instance_uid,
+            other.tenant != RetrievalRow.tenant,
+        )
         with self._database.write() as session:
             self._database.one_at_a_time(session, "retrievals")
             due = (
                 select(RetrievalRow)
                 .where(RetrievalRow.state == RetrievalState.PENDING.value, RetrievalRow.next_attempt_at <= utc_now())
+                .where(~for_another)
                 .order_by(_STAT_FIRST, RetrievalRow.created_at)
                 .limit(1)
             )

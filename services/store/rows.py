@@ -22,6 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+TENANT_LENGTH = 32
+DEFAULT_TENANT = "default"
 ADDRESS_LENGTH = 64  # of an IP address, or as much of a host name
 
 
@@ -121,6 +123,8 @@ class JobRow(Base):
     """One series on its way from intake to delivery.
 
     Attributes:
+        tenant: whose study it is; nobody else's clients see it.
+        idempotency_key: as the client gave it; behind the tenant's name and a line break where that is not `default`.
         arrivals: how often a process other than the listener has said that an instance of the series lies on disk.
         indexed_at: `updated_at` as it was when the job's files were last put into the index that DICOMweb searches.
     """
@@ -130,9 +134,11 @@ class JobRow(Base):
         Index("ix_jobs_state_created", "state", "created_at"),
         Index("ix_jobs_series", "series_instance_uid"),
         UniqueConstraint("idempotency_key", name="uq_jobs_idempotency_key"),
+        Index("ix_jobs_tenant_created", "tenant", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(TENANT_LENGTH), default=DEFAULT_TENANT, server_default=DEFAULT_TENANT)
     state: Mapped[str] = mapped_column(String(16))
     priority: Mapped[str] = mapped_column(String(8), default=Priority.ROUTINE.value)
     source: Mapped[str] = mapped_column(String(8))
@@ -147,7 +153,7 @@ class JobRow(Base):
     inputs_digest: Mapped[str | None] = mapped_column(String(64))
     completion_reason: Mapped[str | None] = mapped_column(String(128))
     supersedes: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
-    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    idempotency_key: Mapped[str | None] = mapped_column(String(TENANT_LENGTH + 1 + 255))
     request_digest: Mapped[str | None] = mapped_column(String(64))
 
     stage: Mapped[str | None] = mapped_column(String(8))
@@ -218,6 +224,7 @@ class RetrievalRow(Base):
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(TENANT_LENGTH), default=DEFAULT_TENANT, server_default=DEFAULT_TENANT)
     state: Mapped[str] = mapped_column(String(16))
     priority: Mapped[str] = mapped_column(String(8))
     node: Mapped[str] = mapped_column(String(128))
@@ -249,6 +256,7 @@ class HeldSeriesRow(Base):
 
     __tablename__ = "held_series"
 
+    tenant: Mapped[str] = mapped_column(String(TENANT_LENGTH), primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
     series_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
     patient_id: Mapped[str] = mapped_column(Text, index=True)
@@ -276,6 +284,7 @@ class HeldInstanceRow(Base):
     __tablename__ = "held_instances"
     __table_args__ = (Index("ix_held_instances_series", "study_instance_uid", "series_instance_uid"),)
 
+    tenant: Mapped[str] = mapped_column(String(TENANT_LENGTH), primary_key=True)
     sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(String(64))
     series_instance_uid: Mapped[str] = mapped_column(String(64))
@@ -316,3 +325,31 @@ class WorklistItemRow(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     claimed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ApiKeyRow(Base):
+    """A client's key. Its secret is nowhere: `secret_hash` is the SHA-256 of 256 random bits, in hex."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(12), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), index=True)
+    tenant: Mapped[str] = mapped_column(String(TENANT_LENGTH))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    max_upload_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class BrowserSessionRow(Base):
+    """A browser that was shown a key once. It holds the token, and here is only its SHA-256."""
+
+    __tablename__ = "browser_sessions"
+
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -1,6 +1,8 @@
 """Where the files lie, and how a file comes to lie under its final name.
 
     received/<study>/<series>/<sop>.dcm   what came by C-STORE or STOW-RS
+    tenants/<tenant>/received/...         the same, of another tenant than `default`: a series that two of them
+                                          send is there twice, and neither learns of the other's
     jobs/<job>/input/                     what came by upload
     jobs/<job>/inputs.json                which files the job reads
     jobs/<job>/result/                    findings.json, mask.nii.gz, artery.nii.gz, preview.png, *.dcm
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imaging.errors import InputError, NotFound, StorageFull
+from services.store.rows import DEFAULT_TENANT
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -63,11 +66,23 @@ class StudyStore:
         self._arriving = self.data_dir / "arriving"
         self._arriving.mkdir(parents=True, exist_ok=True)
 
-    def series_directory(self, study_instance_uid: str, series_instance_uid: str) -> Path:
-        return self.data_dir / "received" / checked_uid(study_instance_uid) / checked_uid(series_instance_uid)
+    def series_directory(
+        self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT
+    ) -> Path:
+        """`tenant` is one that `services.accounts.principal.checked_tenant` has seen."""
+        root = self.data_dir if tenant == DEFAULT_TENANT else self.data_dir / "tenants" / tenant
+        return root / "received" / checked_uid(study_instance_uid) / checked_uid(series_instance_uid)
 
-    def instance_path(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> Path:
-        return self.series_directory(study_instance_uid, series_instance_uid) / f"{checked_uid(sop_instance_uid)}.dcm"
+    def instance_path(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        *,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Path:
+        directory = self.series_directory(study_instance_uid, series_instance_uid, tenant=tenant)
+        return directory / f"{checked_uid(sop_instance_uid)}.dcm"
 
     def job_directory(self, job_id: str) -> Path:
         try:

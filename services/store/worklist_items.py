@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.store.database import Database
 from services.store.jobs import utc_now
-from services.store.rows import JobRow, JobState, Priority, Source, WorkitemState, WorklistItemRow
+from services.store.rows import DEFAULT_TENANT, JobRow, JobState, Priority, Source, WorkitemState, WorklistItemRow
 
 _HELD = (WorkitemState.CLAIMING.value, WorkitemState.IN_PROGRESS.value)
 
@@ -136,7 +136,9 @@ class WorklistItems:
     def end(self, item_id: str, state: WorkitemState, message: str | None = None) -> None:
         self._update(item_id, state=state.value, error_message=message, finished_at=utc_now())
 
-    def newest_job(self, study_instance_uid: str, series_instance_uid: str) -> JobRow | None:
+    def newest_job(
+        self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT
+    ) -> JobRow | None:
         """The job that stands for what is here of a series, or is receiving it.
 
         An upload's is none: it need not hold the whole series. Nor is one that was dropped since nothing new had come.
@@ -144,6 +146,7 @@ class WorklistItems:
         query = (
             select(JobRow)
             .where(
+                JobRow.tenant == tenant,
                 JobRow.study_instance_uid == study_instance_uid,
                 JobRow.series_instance_uid == series_instance_uid,
                 JobRow.source != Source.REST.value,

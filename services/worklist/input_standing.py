@@ -9,6 +9,7 @@ from enum import Enum, auto
 
 from imaging.errors import NotFound, StateConflict
 from services.ingest.completeness import INCOMPLETE
+from services.ingest.intake_rules import WORKLIST, Tenants
 from services.retrieve.study_fetch import NOTHING_TO_SEGMENT
 from services.settings import Settings
 from services.store.jobs import JobStore, utc_now
@@ -65,6 +66,8 @@ class InputLook:
         retrievals: RetrievalStore,
         outbox: Outbox,
         store: StudyStore,
+        tenants: Tenants,
+        worklist: str,
     ) -> None:
         self._settings = settings
         self._items = items
@@ -72,6 +75,8 @@ class InputLook:
         self._retrievals = retrievals
         self._outbox = outbox
         self._store = store
+        self._tenants = tenants
+        self._tenant = tenants.of(WORKLIST + worklist)
 
     def look(
         self, series: InputSeries, *, since: datetime, priority: Priority, is_called_off: bool
@@ -82,7 +87,7 @@ class InputLook:
         would write. One that failed, was cancelled or was set aside by the intake rules is worked on again, once: the
         workitem names the series. Where it is called off, nothing is set going.
         """
-        job = self._items.newest_job(series.study_instance_uid, series.series_instance_uid)
+        job = self._newest_job(series)
         if is_called_off and (job is None or not self._counts(series, job)) and series.retrieval_id is None:
             return series, Standing(Outcome.CANCELLED, 1.0, "called off", job=job)
         if is_called_off and job is not None and not _has_ended(job) and not self._is_ours(series, job, since):
@@ -106,10 +111,13 @@ class InputLook:
                 retrieval = self._retrievals.get(series.retrieval_id)
                 if not has_ended(retrieval) and retrieval.created_at >= since:
                     self._retrievals.cancel(retrieval.id)
-        job = self._items.newest_job(series.study_instance_uid, series.series_instance_uid)
+        job = self._newest_job(series)
         if job is not None and not _has_ended(job) and self._is_ours(series, job, since):
             with suppress(StateConflict):
                 self._jobs.cancel(job.id)
+
+    def _newest_job(self, series: InputSeries) -> JobRow | None:
+        return self._items.newest_job(series.study_instance_uid, series.series_instance_uid, tenant=self._tenant)
 
     def _is_ours(self, series: InputSeries, job: JobRow, since: datetime) -> bool:
         """Whether the job is there for the workitem alone: tried again for it, or of images fetched for it."""
@@ -135,7 +143,7 @@ class InputLook:
         self, series: InputSeries, job: JobRow | None, priority: Priority
     ) -> tuple[InputSeries, Standing]:
         if series.retrieval_id is None:
-            if series.node is None:
+            if series.node is None or self._tenants.of(series.node) != self._tenant:
                 text = "the series is not here, and it is not known whom to fetch it from"
                 return series, Standing(Outcome.INCOMPLETE, 1.0, text, INCOMPLETE, job)
             retrieval = self._retrievals.request_study(
@@ -143,6 +151,7 @@ class InputLook:
                 study_instance_uid=series.study_instance_uid,
                 series_instance_uid=series.series_instance_uid,
                 priority=priority,
+                tenant=self._tenant,
             )
             return replace(series, retrieval_id=retrieval.id), Standing(None, 0.0, "fetching the images")
         retrieval = self._retrievals.get(series.retrieval_id)

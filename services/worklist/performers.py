@@ -6,6 +6,7 @@ import logging
 
 from imaging.errors import ConfigurationError
 from services.delivery.destinations import Destinations
+from services.ingest.intake_rules import Tenants
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
@@ -22,15 +23,20 @@ log = logging.getLogger(__name__)
 class Performers:
     """The listener is one per data directory, and so are these: no workitem is claimed twice."""
 
-    def __init__(self, settings: Settings, database: Database, store: StudyStore) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, store: StudyStore, tenants: Tenants | None = None
+    ) -> None:
         items, outbox = WorklistItems(database), Outbox(database)
-        inputs = InputLook(settings, items, JobStore(database), RetrievalStore(database), outbox, store)
+        jobs, retrievals = JobStore(database), RetrievalStore(database)
         try:
             worklists = Destinations.load(settings.destinations).worklists
         except ConfigurationError as error:  # studies are received all the same
             log.error("no worklist is worked on: %s", error)
             worklists = ()
-        self._performers = [Performer(one, settings, items, inputs, outbox, store) for one in worklists]
+        self._performers = []
+        for one in worklists:
+            inputs = InputLook(settings, items, jobs, retrievals, outbox, store, tenants or Tenants(), one.name)
+            self._performers.append(Performer(one, settings, items, inputs, outbox, store))
         if beyond := items.held_beyond([one.name for one in worklists]):
             log.warning("%d workitems in progress are of worklists that destinations.toml lists no more", beyond)
 

@@ -6,6 +6,7 @@ import gzip
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 
 from api.app import create_app
 from imaging.findings import ArteryLevel, Findings, Lesion, Outcome
+from services.accounts.key_store import FIRST_KEY_FILE, KeyStore
+from services.accounts.principal import Scope
 from services.embedded_redis import free_port
 from services.settings import Settings
 from services.store.database import Database
@@ -45,6 +48,13 @@ class RunningGateway:
     outbox: Outbox
     store: StudyStore
     queue: TaskQueue
+    keys: KeyStore
+
+    def key_for(self, tenant: str, *scopes: Scope, **limits: Any) -> dict[str, str]:
+        """The header of a new client."""
+        name, given = f"client {uuid.uuid4()}", scopes or (Scope.READ, Scope.SUBMIT)
+        _, key = self.keys.create(name, scopes=given, tenant=tenant, **limits)
+        return {"Authorization": f"Bearer {key.text()}"}
 
     def submit(self, nifti: bytes, **request: Any) -> str:
         response = self.client.post("/segment", files={"files": ("x", nifti)}, **request)
@@ -80,6 +90,13 @@ def findings_with(lesions: int) -> dict[str, Any]:
     return Findings(outcome, scan_probability=0.9 if found else 0.1, lesions=found).to_dict()
 
 
+def bearer(data_dir: Path) -> dict[str, str]:
+    """What shows the first key, which a gateway on loopback has made if it asks for any."""
+    if not (data_dir / FIRST_KEY_FILE).exists():
+        return {}
+    return {"Authorization": f"Bearer {(data_dir / FIRST_KEY_FILE).read_text().strip()}"}
+
+
 @contextmanager
 def serving(settings: Settings) -> Iterator[RunningGateway]:
     """A gateway with these settings, in a thread of the test's process."""
@@ -96,10 +113,17 @@ def serving(settings: Settings) -> Iterator[RunningGateway]:
     url = f"http://127.0.0.1:{settings.gateway_port}"
     database = Database(settings.resolved_database_url)
     queue = TaskQueue(settings.redis_url)
-    client = httpx.Client(base_url=url, timeout=30)
+    client = httpx.Client(base_url=url, timeout=30, headers=bearer(settings.data_dir))
     try:
         yield RunningGateway(
-            url, settings, client, JobStore(database), Outbox(database), StudyStore(settings.data_dir), queue
+            url,
+            settings,
+            client,
+            JobStore(database),
+            Outbox(database),
+            StudyStore(settings.data_dir),
+            queue,
+            KeyStore(database),
         )
     finally:
         client.close()

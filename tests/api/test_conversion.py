@@ -19,6 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
 from services.dicom.label_nifti import nifti_of, save_nifti
+from tests.api.conftest import bearer
 from tests.services.dicom.made_series import counting_volume, edit, written_series
 
 
@@ -123,7 +124,7 @@ def test_the_gateway_answers_others_while_it_converts(gateway, series):
     conversion.start()
     while conversion.is_alive():
         started = time.monotonic()
-        with httpx.Client(base_url=gateway.url, timeout=30) as client:
+        with httpx.Client(base_url=gateway.url, timeout=30, headers=bearer(gateway.settings.data_dir)) as client:
             assert client.get("/health/live").status_code == 200
         assert time.monotonic() - started < 5
     assert answered[0].status_code == 200

@@ -29,7 +29,7 @@ from services.dicom.series_reader import read_series
 from services.embedded_redis import free_port
 from services.multipart import MultipartReader
 from services.settings import Settings
-from tests.api.conftest import RunningGateway, serving
+from tests.api.conftest import RunningGateway, bearer, serving
 from tests.api.test_dicomweb_search import complete
 from tests.api.test_dicomweb_store import encoded, store
 from tests.services.dicom.made_multi_frame import written_multi_frame
@@ -88,7 +88,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
 
 @pytest.fixture(scope="module")
 def client(gateway: RunningGateway) -> DICOMwebClient:
-    return DICOMwebClient(f"{gateway.url}/dicom-web")
+    return DICOMwebClient(f"{gateway.url}/dicom-web", headers=bearer(gateway.settings.data_dir))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from services.store.jobs import JobStore
-from tests.api.conftest import RunningGateway
+from tests.api.conftest import RunningGateway, bearer
 from tests.api.test_dicomweb_store import encoded, store
 from tests.services.ingest.peers import ct_series
 
@@ -30,7 +30,7 @@ def finished(gateway: RunningGateway, source: Dataset, job_id: str, *, instance_
 
 @pytest.fixture
 def client(gateway: RunningGateway) -> DICOMwebClient:
-    return DICOMwebClient(f"{gateway.url}/dicom-web")
+    return DICOMwebClient(f"{gateway.url}/dicom-web", headers=bearer(gateway.settings.data_dir))
 
 
 def complete(jobs: JobStore, job_id: str) -> None:

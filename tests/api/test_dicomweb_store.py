@@ -22,7 +22,7 @@ from services.store.database import Database
 from services.store.jobs import JobFilter
 from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
-from tests.api.conftest import RunningGateway
+from tests.api.conftest import RunningGateway, bearer
 from tests.services.ingest.peers import ct_series, push, wait_until
 
 STORED, FAILED, OTHER = "00081199", "00081198", "0008119A"
@@ -79,7 +79,9 @@ def test_a_stored_series_lies_on_disk_and_a_job_receives_it(gateway: RunningGate
 
 def test_dicomweb_client_stores_a_series(gateway: RunningGateway) -> None:
     slices = ct_series(4)
-    answer = DICOMwebClient(f"{gateway.url}/dicom-web").store_instances(slices)
+    answer = DICOMwebClient(f"{gateway.url}/dicom-web", headers=bearer(gateway.settings.data_dir)).store_instances(
+        slices
+    )
     assert [item.ReferencedSOPInstanceUID for item in answer.ReferencedSOPSequence] == [
         one.SOPInstanceUID for one in slices
     ]

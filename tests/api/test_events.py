@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 
 from services.store.rows import Stage
+from tests.api.conftest import bearer
 
 
 def _events(response: httpx.Response) -> Iterator[tuple[str, str, dict]]:
@@ -72,7 +73,9 @@ def test_reconnect_hears_only_what_is_new(gateway, nifti):
 def test_many_listeners_do_not_keep_others_out(gateway, nifti):
     job_id = gateway.submit(nifti)
     limits = httpx.Limits(max_connections=100)
-    with httpx.Client(base_url=gateway.url, limits=limits, timeout=10) as client:
+    with httpx.Client(
+        base_url=gateway.url, limits=limits, timeout=10, headers=bearer(gateway.settings.data_dir)
+    ) as client:
         open_streams = [
             client.send(client.build_request("GET", f"/segment/{job_id}/events"), stream=True) for _ in range(60)
         ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from imaging.errors import Reason
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.store.rows import Stage
 
 # fmt: off
@@ -31,6 +33,11 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def log_in(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key.strip())
+    page.get_by_role("button", name="Log in").click()
+
+
 @pytest.fixture
 def page(browser: Browser, gateway) -> Iterator[Page]:
     """The worklist, opened; every request it makes goes to the gateway, and no script fails or is refused."""
@@ -41,6 +48,8 @@ def page(browser: Browser, gateway) -> Iterator[Page]:
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(gateway.url)
+    log_in(page, (gateway.settings.data_dir / FIRST_KEY_FILE).read_text())
+    expect(page.locator("#login")).to_be_hidden()
     yield page
     page.close()
     # Chromium itself notes answers of 4xx on the console.
@@ -132,3 +141,35 @@ def test_policy_of_the_page_lets_nothing_in_from_elsewhere(gateway):
     assert "unsafe" not in policy
     assert "http" not in policy
     assert gateway.client.get("/pages/worklist.js").headers["content-type"] == "text/javascript; charset=utf-8"
+
+
+class TestLogin:
+    def test_a_wrong_key_shows_nothing(self, browser: Browser, gateway, nifti):
+        gateway.submit(nifti)
+        page = browser.new_page()
+        page.goto(gateway.url)
+        log_in(page, "embolens_wrong")
+        expect(page.locator("#login-message")).to_contain_text("not valid")
+        expect(page.locator("#jobs tr")).to_have_count(0)
+        page.close()
+
+    def test_the_session_is_out_of_reach_of_scripts_and_other_sites(self, page: Page):
+        expect(page.get_by_text("No studies yet")).to_be_visible()
+        [cookie] = page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/")
+        assert page.evaluate("document.cookie") == ""
+
+    def test_logging_out_ends_the_session_on_the_server(self, page: Page, gateway):
+        expect(page.get_by_text("No studies yet")).to_be_visible()
+        [cookie] = page.context.cookies()
+        shown = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+        assert httpx.get(f"{gateway.url}/segment", headers=shown).status_code == 200
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("API key")).to_be_visible()
+        assert httpx.get(f"{gateway.url}/segment", headers=shown).status_code == 401
+
+    def test_a_revoked_key_logs_its_browser_out(self, page: Page, gateway):
+        expect(page.get_by_text("No studies yet")).to_be_visible()
+        [key] = gateway.keys.all()
+        gateway.keys.revoke(key.id)
+        expect(page.get_by_label("API key")).to_be_visible(timeout=10_000)

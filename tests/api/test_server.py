@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from services.embedded_redis import free_port
+from tests.api.conftest import bearer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIB = 1024**2
@@ -28,6 +29,10 @@ class GatewayProcess:
     started_in_s: float
     data_dir: Path
     log: Path
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return bearer(self.data_dir)
 
     def peak_memory_bytes(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -74,8 +79,8 @@ def test_gateway_loads_neither_networks_nor_what_writes_results():
 def test_sigterm_ends_it_cleanly_even_while_somebody_listens(gateway_process, nifti):
     print(f"started in {gateway_process.started_in_s:.2f} s")
     url = gateway_process.url
-    job = httpx.post(f"{url}/segment", files={"files": ("a", nifti)}).json()
-    with httpx.stream("GET", f"{url}{job['links']['events']}", timeout=20) as response:
+    job = httpx.post(f"{url}/segment", files={"files": ("a", nifti)}, headers=gateway_process.bearer).json()
+    with httpx.stream("GET", f"{url}{job['links']['events']}", headers=gateway_process.bearer, timeout=20) as response:
         lines = response.iter_lines()
         next(lines)
         gateway_process.process.send_signal(signal.SIGTERM)
@@ -95,7 +100,7 @@ def test_memory_does_not_grow_with_the_upload(gateway_process):
 
     before = gateway_process.peak_memory_bytes()
     began = time.monotonic()
-    headers = {"Content-Type": "multipart/form-data; boundary=xyz"}
+    headers = {"Content-Type": "multipart/form-data; boundary=xyz"} | gateway_process.bearer
     response = httpx.post(f"{gateway_process.url}/segment", content=body(), headers=headers, timeout=90)
     seconds = time.monotonic() - began
 
@@ -111,12 +116,19 @@ def test_memory_does_not_grow_with_the_upload(gateway_process):
 def test_error_inside_is_logged_with_its_place_and_without_its_text(gateway_process, nifti):
     url, data_dir = gateway_process.url, gateway_process.data_dir
     (data_dir / "arriving").rmdir()
-    assert httpx.post(f"{url}/segment", files={"files": ("a", nifti)}).status_code == 500
+    assert (
+        httpx.post(f"{url}/segment", files={"files": ("a", nifti)}, headers=gateway_process.bearer).status_code == 500
+    )
     with sqlite3.connect(data_dir / "embolens.sqlite") as database:
         database.execute("DROP TABLE outbox")
         database.execute("DROP TABLE jobs")
     database.close()
-    assert httpx.get(f"{url}/segment", params={"study_instance_uid": "1.22.333"}).status_code == 503
+    assert (
+        httpx.get(
+            f"{url}/segment", params={"study_instance_uid": "1.22.333"}, headers=gateway_process.bearer
+        ).status_code
+        == 503
+    )
 
     said = gateway_process.log.read_text()
     assert "in arriving_directory" in said

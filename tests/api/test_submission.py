@@ -10,7 +10,6 @@ import time
 import zipfile
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -120,7 +119,9 @@ def test_same_key_with_other_content_is_refused(gateway, make_nifti):
 
 def _begin_upload(gateway, *, announced: int, sent: int, key: str = "") -> socket.socket:
     peer = socket.create_connection(("127.0.0.1", gateway.settings.gateway_port))
-    head = f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/gzip\r\nContent-Length: {announced}\r\n"
+    shown = gateway.client.headers["Authorization"]
+    head = f"POST /segment HTTP/1.1\r\nHost: x\r\nAuthorization: {shown}\r\nContent-Type: application/gzip\r\n"
+    head += f"Content-Length: {announced}\r\n"
     peer.sendall((head + (f"Idempotency-Key: {key}\r\n" if key else "") + "\r\n").encode() + b"\x1f\x8b" * (sent // 2))
     return peer
 
@@ -226,7 +227,7 @@ def test_real_series_is_taken_in(gateway, shared_data: Path, way):
     directory = series[0].parent
     contents = [path.read_bytes() for path in sorted(directory.glob("*.dcm"))]
     files = _parts(contents) if way == "dicom" else {"files": ("s.zip", _zip(contents))}
-    response = httpx.post(f"{gateway.url}/segment", files=files, timeout=60)
+    response = gateway.client.post("/segment", files=files, timeout=60)
     assert response.status_code == 202, json.dumps(response.json())
     assert response.json()["instance_count"] == len(contents)
 

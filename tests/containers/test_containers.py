@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import AuthenticationError, Redis
 from ruamel.yaml import YAML
+
+from services.embedded_redis import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -66,9 +71,32 @@ def test_nothing_is_published_beyond_this_machine_unless_asked_for(compose: dict
 
 def test_there_is_no_default_password(compose: dict[str, Any]) -> None:
     text = (REPOSITORY / "docker-compose.yml").read_text()
-    uses = re.findall(r"\$\{POSTGRES_PASSWORD[^}]*\}", text)
-    assert len(uses) == 2
-    assert all(use.startswith("${POSTGRES_PASSWORD:?") for use in uses)
+    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
+        uses = re.findall(rf"\$\{{{name}[^}}]*\}}", text)
+        assert len(uses) == 2
+        assert all(use.startswith(f"${{{name}:?") for use in uses)
+
+
+def test_redis_asks_for_its_password_and_is_healthy_with_it(compose: dict[str, Any], tmp_path: Path) -> None:
+    """The compose file's own command, on a port and in a directory of this test."""
+    service, password, port = compose["services"]["redis"], "of-this-test-alone", free_port()
+    *shell, script = service["command"]
+    script = script.replace("$$", "$").replace("redis-server -", f"redis-server - --port {port} --bind 127.0.0.1")
+    environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": password}
+    _, check = service["healthcheck"]["test"]
+    check = check.replace("redis-cli", f"redis-cli -p {port}")
+    server = subprocess.Popen([*shell, script], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while subprocess.run(["sh", "-c", check], env=environment, capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, "redis did not become healthy"
+            time.sleep(0.05)
+        assert password not in Path(f"/proc/{server.pid}/cmdline").read_text()
+        with pytest.raises(AuthenticationError):
+            Redis(port=port).ping()
+    finally:
+        server.terminate()
+        assert server.wait(timeout=20) == 0
 
 
 @pytest.mark.parametrize("name", OURS)
