@@ -60,9 +60,9 @@ class Gateway:
                 "the gateway needs a broker", remedy="set EMBOLENS_REDIS_URL, or use `embolens serve`"
             )
         rules = IntakeRules.load(settings.intake_rules)
-        database = Database(settings.resolved_database_url)
+        database = Database.of(settings)
         database.upgrade()
-        store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
+        store, queue = StudyStore.of(settings), TaskQueue(settings.redis_url)
         jobs, retrievals = JobStore(database), RetrievalStore(database)
         held, index = HeldInstances(store, jobs), HeldIndex(database, store)
         return cls(settings, database, jobs, retrievals, Outbox(database), store, held, index, queue, rules)

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.chosen_package import chosen_package
 from services.dicom.seg_options import SegOptions, SegType
+from services.store.durability import Durability
 
 _DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 GIB = 1024**3
@@ -25,6 +26,15 @@ class Settings(BaseSettings):
     redis_url: str = Field("", description="Broker; empty: `embolens serve` starts an embedded Redis")
     package_dir: Path | None = Field(
         None, description="Model package; empty: what `embolens models use` chose, else the one shipped"
+    )
+
+    durability: Durability = Field(
+        Durability.PROCESS, description="What is acknowledged survives: process (kill -9) or power (fsync before it)"
+    )
+    disk_reserve_bytes: int = Field(
+        2 * GIB,
+        description="Nothing new is taken in where less would stay free for results and the database; "
+        "at most 5 % of the disk",
     )
 
     gateway_host: str = Field("127.0.0.1", description="Address the gateway binds to")

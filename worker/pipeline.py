@@ -51,8 +51,8 @@ class Pipeline:
     def connect(cls, settings: Settings, segmenter: Segmenter) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
         return cls(
-            jobs=JobStore(Database(settings.resolved_database_url)),
-            store=StudyStore(settings.data_dir),
+            jobs=JobStore(Database.of(settings)),
+            store=StudyStore.of(settings),
             destinations=Destinations.load(settings.destinations),
             segmenter=segmenter,
             lease_s=settings.lease_s,

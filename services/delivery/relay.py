@@ -161,7 +161,7 @@ class Relay:
     def _send_objects(self, destination: Destination, objects: Mapping[Path, str]) -> Iterator[SentObject]:
         """`objects`: path to SOP Instance UID."""
         if isinstance(destination, Folder):
-            return (copy_to_folder(destination, path, uid) for path, uid in objects.items())
+            return (copy_to_folder(destination, path, uid, self._settings.durability) for path, uid in objects.items())
         if isinstance(destination, DicomWeb):
             return store_at(destination, objects, self._settings)
         assert isinstance(destination, Node)
@@ -284,9 +284,9 @@ def run_relay(settings: Settings) -> None:
     stopping = stop_on_signal()
     log_to_stderr()
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what went wrong is in the outbox row and in our log
-    database = Database(settings.resolved_database_url)
+    database = Database.of(settings)
     database.upgrade()
-    store = StudyStore(settings.data_dir)
+    store = StudyStore.of(settings)
     queue = TaskQueue(settings.redis_url)
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)

@@ -64,6 +64,7 @@ class HeldInstances:
             return False
         if stored != data_set:
             log.warning("instance %s came again with different content; the first one stays", sop)
+        self._store.write_through(path)
         return True
 
     def inputs_of_jobs(self, study_instance_uid: str, series_instance_uid: str) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.storage_status import MISMATCH, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
 from services.store.jobs import JobStore
 from services.store.rows import Source
-from services.store.study_store import StudyStore, put_in_place
+from services.store.study_store import StudyStore
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class StowReceiver:
             if not is_arriving:
                 return
         else:
-            put_in_place(self._part, self._store.instance_path(study, series, sop))
+            self._store.put_in_place(self._part, self._store.instance_path(study, series, sop))
         # After the file: a completion that has not seen it is called off by this, or over already.
         self._jobs.open_receiving(
             study_instance_uid=study,
