@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request, Response, status
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api.dicomweb_request import AcceptParameter, StudyUid, accept_of, urls_of
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
-from api.problems import NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE
+from api.problems import NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE, retry_after
 from api.upload_stream import feed_body
 from imaging.errors import InputError
 from services.dicomweb.accept import DICOM_JSON, check_takes
@@ -32,13 +33,16 @@ _DESCRIPTION: dict[str, Any] = {
     "status_code": status.HTTP_200_OK,
     "response_class": Response,
     "responses": problem_responses(
-        *(400, 406, 413, 415, 503, 507),
+        *(400, 406, 413, 415, 503),
         beside={
             200: {"description": "All instances are held", "content": _ANSWER},
             202: {"description": "Some are held; those refused are in the Failed SOP Sequence", "content": _ANSWER},
         },
     )
-    | {409: {"description": "None is held; the Failed SOP Sequence says why", "content": _ANSWER}},
+    | {
+        409: {"description": "None is held; the Failed SOP Sequence says why", "content": _ANSWER},
+        507: {"description": "None is held, and some for lack of room (A700): try again later", "content": _ANSWER},
+    },
     "openapi_extra": {
         "requestBody": {
             "required": True,
@@ -97,8 +101,10 @@ async def _store(request: Request, gateway: Gateway, study: str | None, accept: 
         raise InputError(
             "the body has no part", code=NO_INSTANCE_SENT, remedy=f"send one {_PART_TYPE} part for every instance"
         )
-    code = status.HTTP_409_CONFLICT if not receiver.stored else status.HTTP_202_ACCEPTED if refused else 200
-    return Response(dicom_json(receiver.answer()), code, media_type=DICOM_JSON)
+    code = HTTPStatus.OK if not refused else HTTPStatus.ACCEPTED if receiver.stored else HTTPStatus.CONFLICT
+    if code is HTTPStatus.CONFLICT and receiver.lacked_room:  # it would be for good
+        code = HTTPStatus.INSUFFICIENT_STORAGE
+    return Response(dicom_json(receiver.answer()), code, headers=retry_after(code), media_type=DICOM_JSON)
 
 
 def _boundary(content_type: str) -> bytes:

@@ -7,7 +7,6 @@ not need Redis: a job waits in the database until a sweep finds the queue again,
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -19,11 +18,10 @@ from api.problem_responses import problem_responses
 from api.problems import problem
 from api.schemas import LiveSchema, PartSchema, ReadySchema
 from imaging.errors import QueueUnavailable
+from services.settings import GIB
 from services.version import VERSION
 
 router = APIRouter(prefix="/health", tags=["health"])
-
-MIN_FREE_BYTES = 1024**3
 
 
 @router.get("/live", summary="Is the process alive", responses=problem_responses())
@@ -59,8 +57,9 @@ def _data_dir(gateway: Gateway) -> PartSchema:
     written = _probed(lambda: gateway.store.arriving_directory().rmdir(), "cannot be written")
     if not written.ok:
         return written
-    free = shutil.disk_usage(gateway.store.data_dir).free
-    return PartSchema(ok=free >= MIN_FREE_BYTES, detail=f"{free / 1024**3:.1f} GiB free")
+    room = gateway.store.room()
+    reserved = f", {room.reserved / GIB:.1f} GiB reserved: nothing new is taken in below"
+    return PartSchema(ok=room.has_for_intake(), detail=f"{room.free / GIB:.1f} GiB free{reserved}")
 
 
 def _probed(probe: Callable[[], None], failure: str) -> PartSchema:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -31,6 +30,7 @@ from imaging.errors import (
 from services.dicomweb.accept import NotAcceptable
 from services.dicomweb.search_query import BAD_QUERY
 from services.multipart import MALFORMED_MULTIPART
+from services.store.disk_room import means_full, no_room
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -74,6 +74,7 @@ _TITLES = {
     "not_ready": "The gateway cannot take studies now",
     "internal": "An error inside Embolens",
 }
+_RETRY_AFTER_S = {HTTPStatus.INSUFFICIENT_STORAGE: 60}
 _CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the number is nginx's
 
 
@@ -127,6 +128,11 @@ def status_of(error: EmbolensError) -> HTTPStatus:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
+def retry_after(status: HTTPStatus) -> dict[str, str]:
+    """The header that says when to try again, of answers that another moment may change."""
+    return {"Retry-After": str(_RETRY_AFTER_S[status])} if status in _RETRY_AFTER_S else {}
+
+
 def _title(code: str, status: int) -> str:
     if code in _TITLES:
         return _TITLES[code]
@@ -139,7 +145,8 @@ async def _of_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EmbolensError)
     status = status_of(error)
     reasons = error.reasons if isinstance(error, NotAnalysable) else ()
-    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons)
+    headers = retry_after(status)
+    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons, headers=headers)
 
 
 async def _of_validation(request: Request, error: Exception) -> Response:
@@ -163,6 +170,8 @@ async def _of_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _of_database(request: Request, error: Exception) -> Response:
+    if means_full(error):
+        return await _of_our_error(request, no_room())
     detail = "the database did not answer"
     remedy = "try again, an upload with the same Idempotency-Key; if it stays so, see /health/ready"
     return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, remedy=remedy)
@@ -170,10 +179,9 @@ async def _of_database(request: Request, error: Exception) -> Response:
 
 async def _of_os_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not means_full(error):
         raise error
-    detail = "no room left in the data directory"
-    return problem(request, HTTPStatus.INSUFFICIENT_STORAGE, "storage_full", detail, remedy="free disk space")
+    return await _of_our_error(request, no_room())
 
 
 async def _of_anything(request: Request, error: Exception) -> Response:

@@ -83,7 +83,11 @@ async def submit(
         try:
             limits = gateway.settings
             received = await receive_upload(
-                request, arriving, max_bytes=limits.upload_max_bytes, max_files=limits.upload_max_files
+                request,
+                arriving,
+                max_bytes=limits.upload_max_bytes,
+                max_files=limits.upload_max_files,
+                check_room=gateway.store.check_room,
             )
             chosen = priority or _priority(received.fields.get("priority"))
             job = await run_in_threadpool(_take_in, gateway, arriving, received, chosen, idempotency_key)
@@ -135,7 +139,12 @@ def _take_in(
         if earlier is not None:
             return earlier
     limits = gateway.settings
-    files = unpack_uploads(received.files, max_bytes=limits.unpacked_max_bytes, max_files=limits.upload_max_files)
+    files = unpack_uploads(
+        received.files,
+        max_bytes=limits.unpacked_max_bytes,
+        max_files=limits.upload_max_files,
+        check_room=gateway.store.check_room,
+    )
     contents = inspect_upload(files, gateway.rules.selection)
     _keep_only(arriving, contents.files)
     job_id = str(uuid.uuid4())

@@ -36,12 +36,12 @@ class DiskRoom:
 
     def has_for_intake(self, wanted_bytes: int = 0) -> bool:
         """Whether something can come in and leave what is reserved alone."""
-        return self.free - wanted_bytes >= self.reserved
+        return self.free > 0 and self.free - wanted_bytes >= self.reserved
 
     @property
     def has_for_result(self) -> bool:
         """Whether it is worth while to begin with a job: an eighth of the reserve is far more than a result takes."""
-        return self.free >= self.reserved * _RESULT_FRACTION
+        return self.free > self.reserved * _RESULT_FRACTION
 
     @property
     def used_percent(self) -> float:

@@ -11,6 +11,7 @@ out, a sweep gives the job back to the queue, and after `max_attempts` it fails.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from services.store.rows import (
 )
 
 WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
+STORAGE_FULL = "storage_full"  # of one that had no room for its result
 _SUPERSEDED = "superseded"
 _IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
@@ -596,6 +598,17 @@ class JobStore:
         with self._database.write() as session:
             return _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts)
 
+    def hand_back(self, job_id: str, owner: str, *, code: str, message: str) -> None:
+        """running -> queued (or cancelled, where that was asked for), and the attempt does not count: it could not be
+        made here and now. Raises StateConflict where the lease was lost."""
+        with self._database.write() as session:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, JobRow.lease_owner == owner)
+                .values(attempts=JobRow.attempts - 1)
+            )
+            _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts=sys.maxsize)
+
     def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
         """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
         with self._database.write() as session:
@@ -759,6 +772,7 @@ def _fail(session: Session, job_id: str, condition: Any, code: str, message: str
 
 __all__ = [
     "FINAL_STATES",
+    "STORAGE_FULL",
     "WORKER_LOST",
     "Delivery",
     "JobFilter",
