@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api.dicomweb_request import AcceptParameter, StudyUid, accept_of, urls_of
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
-from api.problems import NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE, retry_after
+from api.problems import MEDIA_TYPE, NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE, retry_after
 from api.upload_stream import feed_body
 from imaging.errors import InputError
 from services.dicomweb.accept import DICOM_JSON, check_takes
@@ -29,6 +29,7 @@ _PART_HEADERS_BYTES = 1024
 _ANSWER = {
     DICOM_JSON: {"schema": {"type": "object", "description": "Store Instances Response Module (PS3.18 Annex I)"}}
 }
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemSchema"}}}
 _DESCRIPTION: dict[str, Any] = {
     "status_code": status.HTTP_200_OK,
     "response_class": Response,
@@ -41,7 +42,10 @@ _DESCRIPTION: dict[str, Any] = {
     )
     | {
         409: {"description": "None is held; the Failed SOP Sequence says why", "content": _ANSWER},
-        507: {"description": "None is held, and some for lack of room (A700): try again later", "content": _ANSWER},
+        507: {
+            "description": "None is held, and some for lack of room (A700): try again later",
+            "content": _ANSWER | _PROBLEM,
+        },
     },
     "openapi_extra": {
         "requestBody": {

@@ -22,6 +22,7 @@ from imaging.errors import (
     InputTooLarge,
     NotAnalysable,
     NotFound,
+    Purged,
     QueueUnavailable,
     Reason,
     StateConflict,
@@ -42,6 +43,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
     (InputTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotAnalysable, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (Purged, HTTPStatus.GONE),
     (NotFound, HTTPStatus.NOT_FOUND),
     (StateConflict, HTTPStatus.CONFLICT),
     (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
@@ -58,6 +60,7 @@ _STATUS_OF_CODE = {
 _TITLES = {
     "input.too_large": "The upload is over a limit",
     "not_found": "Not found",
+    "purged": "Its files have been purged",
     "not_finished": "The job has no result yet",
     "state_conflict": "The job's state does not allow this",
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",

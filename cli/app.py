@@ -16,6 +16,7 @@ from cli.insert import insert
 from cli.models import models
 from cli.package import package
 from cli.phantom import phantom
+from cli.purge import purge
 from cli.rules import rules
 from cli.segment import segment
 from cli.serve import serve
@@ -41,6 +42,7 @@ app.command()(convert)
 app.command()(insert)
 app.command()(train)
 app.command()(package)
+app.command()(purge)
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 

@@ -6,6 +6,7 @@ EmbolensError
 ├── NotAnalysable             well-formed, but no statement about emboli can be made of it (coded reasons)
 ├── ConfigurationError        settings, model package or rules are wrong; an operator must act
 ├── NotFound                  no such job, file or node
+│   └── Purged                was here, and was taken away by retention (HTTP 410)
 ├── StateConflict             the job's state does not allow what was asked for
 ├── Cancelled                 somebody asked for the work to stop
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
@@ -88,6 +89,13 @@ class ConfigurationError(EmbolensError):
 
 class NotFound(EmbolensError):
     default_code = "not_found"
+
+
+PURGED = "purged"
+
+
+class Purged(NotFound):
+    default_code = PURGED
 
 
 class StateConflict(EmbolensError):

@@ -86,6 +86,15 @@ class Settings(BaseSettings):
     delivery_max_backoff_s: float = Field(600.0, description="Longest wait between two delivery attempts")
     delivery_park_after_s: float = Field(86_400.0, description="Failing this long, and 20 times, parks a delivery")
 
+    retention_input_days: float = Field(
+        0, description="Inputs of ended jobs are purged after this, where all is delivered; 0: never by age"
+    )
+    retention_result_days: float = Field(0, description="Results likewise; findings stay in the database")
+    purge_at_percent: float = Field(
+        0, description="Above so much of the disk in use, what is delivered is purged, oldest first; 0: never"
+    )
+    purge_to_percent: float = Field(80, description="Until so much of the disk is in use")
+
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'embolens.sqlite'}"

@@ -33,6 +33,7 @@ from services.delivery.destinations import (
 from services.delivery.dicom_node import send_to_node
 from services.delivery.folder import copy_to_folder
 from services.delivery.mllp import send_message
+from services.delivery.retention import Retention
 from services.delivery.sent_object import SentObject
 from services.delivery.storage_commitment import CommitmentReports, request_commitment
 from services.delivery.stow_rs import store_at
@@ -291,11 +292,13 @@ def run_relay(settings: Settings) -> None:
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
     index = HeldIndex(database, store)
+    retention = Retention(settings, database, store)
 
     def sweep_once() -> None:
         sweep.run()
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
+        retention.run()
 
     sweeping = threading.Thread(
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"

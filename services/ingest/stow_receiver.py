@@ -196,17 +196,22 @@ class StowReceiver:
             if not is_arriving:
                 return
         else:
+            if not is_arriving:  # from here on nothing of the series is purged
+                self._open_receiving(study, series, arrivals=0)
             try:
                 self._store.put_in_place(self._part, self._store.instance_path(study, series, sop))
             except OSError as error:
                 raise (no_room() if means_full(error) else error) from error
         # After the file: a completion that has not seen it is called off by this, or over already.
+        self._open_receiving(study, series, arrivals=1)
+
+    def _open_receiving(self, study_instance_uid: str, series_instance_uid: str, *, arrivals: int) -> None:
         self._jobs.open_receiving(
-            study_instance_uid=study,
-            series_instance_uid=series,
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
             calling_address=self._calling_address,
             source=Source.DICOMWEB,
-            arrivals=1,
+            arrivals=arrivals,
         )
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import CursorResult, and_, case, delete, func, or_, select, upda
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from imaging.errors import Cancelled, NotFound, Reason, StateConflict
+from imaging.errors import PURGED, Cancelled, NotFound, Reason, StateConflict
 from services.store.database import Database
 from services.store.rows import (
     ADDRESS_LENGTH,
@@ -39,6 +39,7 @@ from services.store.rows import (
 
 WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
 STORAGE_FULL = "storage_full"  # of one that had no room for its result
+CANCELLED = "cancelled"  # the error code of a job that somebody wanted to stop
 _SUPERSEDED = "superseded"
 _IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
@@ -46,6 +47,11 @@ _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def receiving_key(series_instance_uid: str | None) -> str:
+    """What `Database.one_at_a_time` is asked for by those who open a job for a pushed series, or purge its files."""
+    return f"receiving {series_instance_uid}"
 
 
 def outbox_key(job_id: str) -> str:
@@ -119,7 +125,7 @@ class JobStore:
                 puts the completion of the series off, and a completion that was decided before does not count.
         """
         with self._database.write() as session:
-            self._database.one_at_a_time(session, f"receiving {series_instance_uid}")
+            self._database.one_at_a_time(session, receiving_key(series_instance_uid))
             of_series = (
                 select(JobRow)
                 .where(
@@ -159,7 +165,7 @@ class JobStore:
             return session.scalars(query).first() is not None
 
     def that_took_in(self, study_instance_uid: str, series_instance_uid: str) -> Sequence[str]:
-        """Ids of the jobs that recorded instances of this series as their inputs.
+        """Ids of the jobs that recorded instances of this series as their inputs, which are not purged.
 
         A job that was cancelled while it was receiving did not.
         """
@@ -173,7 +179,7 @@ class JobStore:
             return session.scalars(query).all()
 
     def segmented_series(self, study_instance_uid: str) -> Sequence[str]:
-        """Series Instance UIDs of a study that were sent to us and are segmented, or will be."""
+        """Series Instance UIDs of a study that were sent to us, are segmented, or will be, and not purged."""
         states = (JobState.QUEUED, JobState.RUNNING, JobState.DELIVERING, JobState.COMPLETED)
         query = (
             select(JobRow.series_instance_uid)
@@ -182,6 +188,7 @@ class JobStore:
                 JobRow.study_instance_uid == study_instance_uid,
                 _IN_STUDY_STORE,
                 JobRow.state.in_([state.value for state in states]),
+                JobRow.inputs_purged_at.is_(None),
             )
         )
         with self._database.read() as session:
@@ -418,7 +425,7 @@ class JobStore:
             StateConflict: it has ended or is being delivered.
         """
         with self._database.write() as session:
-            if not _call_off(session, job_id, code="cancelled", message="cancelled on request", receiving=True):
+            if not _call_off(session, job_id, code=CANCELLED, message="cancelled on request", receiving=True):
                 job = session.get(JobRow, job_id)
                 if job is None:
                     raise NotFound(f"no job {job_id!r}")
@@ -437,13 +444,20 @@ class JobStore:
         """failed | cancelled | not_analysable -> queued with fresh attempts; parked deliveries of a job are sent again.
 
         Raises:
-            StateConflict: the job's state has nothing to retry, or a newer job of the series replaces it.
+            StateConflict: the job's state has nothing to retry, a newer job of the series replaces it, or its inputs
+                are purged (code ``purged``).
         """
         now = utc_now()
         with self._database.write() as session:
             job = session.get(JobRow, job_id)
             if job is None:
                 raise NotFound(f"no job {job_id!r}")
+            if job.inputs_purged_at is not None:
+                raise StateConflict(
+                    f"the inputs of job {job_id} were purged on {job.inputs_purged_at:%Y-%m-%d}",
+                    code=PURGED,
+                    remedy="send the study again",
+                )
             if (newer := _newer_of_series(session, job)) is not None:
                 raise StateConflict(f"job {newer} replaces job {job_id}", remedy="retry the newer one, or cancel it")
             retried = _try_change(
@@ -461,6 +475,7 @@ class JobStore:
                 findings=None,
                 reasons=_intake_reasons(job),
                 finished_at=None,
+                results_purged_at=None,
                 stage=None,
                 progress=0.0,
             )

@@ -122,6 +122,8 @@ class JobRow(Base):
 
     Attributes:
         arrivals: how often a process other than the listener has said that an instance of the series lies on disk.
+        inputs_digest: None before the inputs are recorded, and once they are purged.
+        inputs_purged_at / results_purged_at: since when these files count as gone, though some may lie there yet.
         indexed_at: `updated_at` as it was when the job's files were last put into the index that DICOMweb searches.
     """
 
@@ -170,6 +172,8 @@ class JobRow(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     indexed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    inputs_purged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    results_purged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class OutboxRow(Base):

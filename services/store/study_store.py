@@ -11,6 +11,7 @@ One file system, so that a rename is atomic.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,13 +19,13 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from imaging.errors import InputError, NotFound
+from imaging.errors import InputError, NotFound, Purged
 from services.settings import Settings
 from services.store.disk_room import FULL_ERRNOS, DiskRoom, no_room
 from services.store.durability import Durability, sync, sync_to_mount_point, sync_tree, sync_way
@@ -46,6 +47,13 @@ def is_uid(uid: str) -> bool:
 def relative_result_path(job_id: str, name: str) -> str:
     """A result file's path below the data directory, before it is there."""
     return f"jobs/{job_id}/result/{name}"
+
+
+def purged(what: str, when: datetime | None = None) -> Purged:
+    """Of files that were here."""
+    return Purged(
+        f"{what} was purged{f' on {when:%Y-%m-%d}' if when else ''}", remedy="it is where it was sent from, or to"
+    )
 
 
 class StudyStore:
@@ -182,6 +190,35 @@ class StudyStore:
             sync_way(final.parent, self.data_dir)
         if old is not None:
             shutil.rmtree(old)
+
+    def take_away(self, directory: Path) -> Path:
+        """Rename a directory to where nothing is read any more; returns where it lies now. Raises FileNotFoundError."""
+        taken = self._arriving / uuid.uuid4().hex
+        os.replace(directory, taken)
+        with suppress(OSError):  # others lie in it
+            directory.parent.rmdir()
+        return taken
+
+    @staticmethod
+    def remove(taken: Path) -> None:
+        shutil.rmtree(taken, ignore_errors=True)
+
+    @contextmanager
+    def reading(self, places: Iterable[str]) -> Iterator[None]:
+        """While this lasts, no directory among these (relative to the data directory) is taken away.
+
+        Raises:
+            Purged: one is gone, or is just being taken away.
+        """
+        with ExitStack() as opened:
+            for place in places:
+                try:
+                    descriptor = os.open(self.data_dir / place, os.O_RDONLY)
+                    opened.callback(os.close, descriptor)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except (FileNotFoundError, BlockingIOError):
+                    raise purged("what was asked for") from None
+            yield
 
     def result_file(self, job_id: str, name: str) -> Path:
         path = self.result_directory(job_id) / name
