@@ -102,13 +102,18 @@ async def convert(
     arriving = gateway.store.arriving_directory()
     try:
         received = await receive_upload(
-            request, arriving, max_bytes=gateway.upload_max_bytes(caller), max_files=limits.upload_max_files
+            request,
+            arriving,
+            max_bytes=gateway.upload_max_bytes(caller),
+            max_files=limits.upload_max_files,
+            check_room=gateway.store.check_room,
         )
         files = await run_in_threadpool(
             unpack_uploads,
             received.files,
             max_bytes=limits.unpacked_max_bytes,
             max_files=limits.upload_max_files,
+            check_room=gateway.store.check_room,
         )
         made = await _converted(request, gateway, files, arriving, asked.options(received.fields))
         file = made.path.open("rb")

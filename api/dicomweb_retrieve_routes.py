@@ -47,7 +47,7 @@ def _description(*media_types: str, binary: bool = True) -> dict[str, Any]:
     return {
         "response_class": Response,
         "responses": problem_responses(
-            *(400, 404, 406, 503), beside={200: {"description": "As accepted", "content": content}}
+            *(400, 404, 406, 410, 503), beside={200: {"description": "As accepted", "content": content}}
         ),
     }
 
@@ -240,9 +240,10 @@ def _instances(gateway: Gateway, caller: Principal, accept: str, *uids: str) -> 
     syntaxes = [given_syntax(wanted, row.transfer_syntax_uid) for row in rows]
 
     def parts() -> Iterator[Part]:
-        for row, syntax in zip(rows, syntaxes, strict=True):
-            content = instance_file(gateway.index.path(row), syntax, row.transfer_syntax_uid)
-            yield Part(f"{DICOM}; transfer-syntax={syntax}", content)
+        with gateway.store.reading({row.place for row in rows}):
+            for row, syntax in zip(rows, syntaxes, strict=True):
+                content = instance_file(gateway.index.path(row), syntax, row.transfer_syntax_uid)
+                yield Part(f"{DICOM}; transfer-syntax={syntax}", content)
 
     return _streamed(related_body(DICOM, parts()))
 
@@ -253,9 +254,10 @@ def _metadata(request: Request, gateway: Gateway, caller: Principal, accept: str
     urls = urls_of(request, gateway.settings.gateway_url)
 
     def chunks() -> Iterator[bytes]:
-        for number, row in enumerate(rows):
-            url = urls.instance(row.study_instance_uid, row.series_instance_uid, row.sop_instance_uid)
-            yield (b"," if number else b"[") + as_bytes(instance_metadata(gateway.index.path(row), url))
+        with gateway.store.reading({row.place for row in rows}):
+            for number, row in enumerate(rows):
+                url = urls.instance(row.study_instance_uid, row.series_instance_uid, row.sop_instance_uid)
+                yield (b"," if number else b"[") + as_bytes(instance_metadata(gateway.index.path(row), url))
         yield b"]"
 
     content = chunks()

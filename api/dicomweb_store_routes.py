@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request, Response, status
@@ -13,7 +14,7 @@ from api.authentication import Caller
 from api.dicomweb_request import AcceptParameter, StudyUid, accept_of, urls_of
 from api.gateway import Gateway, OpenGateway
 from api.problem_responses import problem_responses
-from api.problems import NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE
+from api.problems import MEDIA_TYPE, NO_INSTANCE_SENT, UNSUPPORTED_MEDIA_TYPE, retry_after
 from api.upload_stream import feed_body
 from imaging.errors import InputError
 from services.accounts.principal import Principal
@@ -30,17 +31,24 @@ _PART_HEADERS_BYTES = 1024
 _ANSWER = {
     DICOM_JSON: {"schema": {"type": "object", "description": "Store Instances Response Module (PS3.18 Annex I)"}}
 }
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemSchema"}}}
 _DESCRIPTION: dict[str, Any] = {
     "status_code": status.HTTP_200_OK,
     "response_class": Response,
     "responses": problem_responses(
-        *(400, 406, 413, 415, 503, 507),
+        *(400, 406, 413, 415, 503),
         beside={
             200: {"description": "All instances are held", "content": _ANSWER},
             202: {"description": "Some are held; those refused are in the Failed SOP Sequence", "content": _ANSWER},
         },
     )
-    | {409: {"description": "None is held; the Failed SOP Sequence says why", "content": _ANSWER}},
+    | {
+        409: {"description": "None is held; the Failed SOP Sequence says why", "content": _ANSWER},
+        507: {
+            "description": "None is held, and some for lack of room (A700): try again later",
+            "content": _ANSWER | _PROBLEM,
+        },
+    },
     "openapi_extra": {
         "requestBody": {
             "required": True,
@@ -104,8 +112,10 @@ async def _store(
         raise InputError(
             "the body has no part", code=NO_INSTANCE_SENT, remedy=f"send one {_PART_TYPE} part for every instance"
         )
-    code = status.HTTP_409_CONFLICT if not receiver.stored else status.HTTP_202_ACCEPTED if refused else 200
-    return Response(dicom_json(receiver.answer()), code, media_type=DICOM_JSON)
+    code = HTTPStatus.OK if not refused else HTTPStatus.ACCEPTED if receiver.stored else HTTPStatus.CONFLICT
+    if code is HTTPStatus.CONFLICT and receiver.lacked_room:  # it would be for good
+        code = HTTPStatus.INSUFFICIENT_STORAGE
+    return Response(dicom_json(receiver.answer()), code, headers=retry_after(code), media_type=DICOM_JSON)
 
 
 def _boundary(content_type: str) -> bytes:

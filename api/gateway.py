@@ -78,14 +78,14 @@ class Gateway:
         check_secrets(settings, settings.gateway_host)
         tokens = TokenChecker(settings) if settings.oidc_issuer else None
         rules = IntakeRules.load(settings.intake_rules)
-        database = Database(settings.resolved_database_url)
+        database = Database.of(settings)
         database.upgrade()
         keys = KeyStore(database)
         only_here = is_loopback(settings.gateway_host) and settings.authentication and tokens is None
         if only_here and keys.make_first(settings.data_dir):
             log.info("the first API key, for everything, is in %s of the data directory", FIRST_KEY_FILE)
         check_authentication(settings, has_key=keys.has_usable())
-        store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
+        store, queue = StudyStore.of(settings), TaskQueue(settings.redis_url)
         jobs, retrievals = JobStore(database), RetrievalStore(database)
         held, index = HeldInstances(store, jobs), HeldIndex(database, store)
         outbox = Outbox(database)

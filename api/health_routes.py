@@ -9,7 +9,6 @@ Anybody may ask, so nothing is told but that: no version, no address, no figure.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -23,8 +22,6 @@ from api.schemas import LiveSchema, PartSchema, ReadySchema
 from imaging.errors import QueueUnavailable
 
 router = APIRouter(prefix="/health", tags=["health"])
-
-MIN_FREE_BYTES = 1024**3
 
 
 @router.get("/live", summary="Is the process alive", responses=problem_responses())
@@ -60,8 +57,8 @@ def _data_dir(gateway: Gateway) -> PartSchema:
     written = _probed(lambda: gateway.store.arriving_directory().rmdir(), "cannot be written")
     if not written.ok:
         return written
-    if shutil.disk_usage(gateway.store.data_dir).free < MIN_FREE_BYTES:
-        return PartSchema(ok=False, detail="hardly any room left")
+    if not gateway.store.room().has_for_intake():
+        return PartSchema(ok=False, detail="hardly any room left: nothing new is taken in")
     return PartSchema(ok=True)
 
 

@@ -52,6 +52,8 @@ def job_view(gateway: Gateway, job_id: str) -> JobSchema:
             "supersedes": job.supersedes,
             "attempts": job.attempts,
             "can_retry": gateway.jobs.can_retry(job),
+            "inputs_purged_at": job.inputs_purged_at,
+            "results_purged_at": job.results_purged_at,
             "stage_seconds": job.stage_seconds,
             "findings": None if findings is None else FindingsSchema.model_validate(findings),
             "deliveries": [_delivery(row) for row in gateway.outbox.of_job(job_id)],
@@ -121,8 +123,10 @@ def _summary(job: JobRow, queue_position: int | None) -> dict[str, Any]:
 def _links(job: JobRow) -> LinksSchema:
     path = job_path(job.id)
     with_result = has_result(job)
-    has_report = (with_result or has_refusal(job)) and job.input_kind == "dicom"
     has_findings = with_result or job.state == JobState.NOT_ANALYSABLE
+    with_files = job.results_purged_at is None
+    with_result &= with_files
+    has_report = (with_result or (has_refusal(job) and with_files)) and job.input_kind == "dicom"
     return LinksSchema(
         itself=path,
         events=f"{path}/events",

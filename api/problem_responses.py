@@ -13,6 +13,7 @@ _MEANINGS = {
     404: "No such job, file of a job, node, rule, retrieval or DICOM object",
     406: "None of the accepted media types can be given",
     409: "The job's state does not allow this, or the Idempotency-Key is in use",
+    410: "It was here, and has been purged",
     413: "Over a limit of bytes or files",
     415: "A media type that is not taken",
     422: "Invalid parameters, or an input that cannot be analysed (with coded reasons)",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -27,6 +26,7 @@ from imaging.errors import (
     NotAuthenticated,
     NotFound,
     NotPermitted,
+    Purged,
     QueueUnavailable,
     Reason,
     StateConflict,
@@ -36,6 +36,7 @@ from imaging.errors import (
 from services.dicomweb.accept import NotAcceptable
 from services.dicomweb.search_query import BAD_QUERY
 from services.multipart import MALFORMED_MULTIPART
+from services.store.disk_room import means_full, no_room
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -51,6 +52,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
     (NotPermitted, HTTPStatus.FORBIDDEN),
     (TooManyRequests, HTTPStatus.TOO_MANY_REQUESTS),
     (IssuerUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Purged, HTTPStatus.GONE),
     (NotFound, HTTPStatus.NOT_FOUND),
     (StateConflict, HTTPStatus.CONFLICT),
     (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
@@ -77,6 +79,7 @@ _TITLES = {
     "too_many_failed_logins": "Too many wrong keys or tokens",
     "issuer_unavailable": "The issuer of tokens does not answer",
     "not_found": "Not found",
+    "purged": "Its files have been purged",
     "not_finished": "The job has no result yet",
     "state_conflict": "The job's state does not allow this",
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",
@@ -93,6 +96,7 @@ _TITLES = {
     "not_ready": "The gateway cannot take studies now",
     "internal": "An error inside Embolens",
 }
+_RETRY_AFTER_S = {HTTPStatus.INSUFFICIENT_STORAGE: 60}
 _CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the number is nginx's
 
 
@@ -144,6 +148,11 @@ def status_of(error: EmbolensError) -> HTTPStatus:
         if isinstance(error, error_type):
             return status
     return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def retry_after(status: HTTPStatus) -> dict[str, str]:
+    """The header that says when to try again, of answers that another moment may change."""
+    return {"Retry-After": str(_RETRY_AFTER_S[status])} if status in _RETRY_AFTER_S else {}
 
 
 def _title(code: str, status: int) -> str:
@@ -201,6 +210,8 @@ async def _of_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _of_database(request: Request, error: Exception) -> Response:
+    if means_full(error):
+        return await _of_our_error(request, no_room())
     return answer_without_database(request)
 
 
@@ -212,10 +223,9 @@ def answer_without_database(request: Request) -> Response:
 
 async def _of_os_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not means_full(error):
         raise error
-    detail = "no room left in the data directory"
-    return problem(request, HTTPStatus.INSUFFICIENT_STORAGE, "storage_full", detail, remedy="free disk space")
+    return await _of_our_error(request, no_room())
 
 
 async def _of_anything(request: Request, error: Exception) -> Response:

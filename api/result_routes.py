@@ -21,6 +21,7 @@ from api.schemas import FindingsSchema
 from imaging.errors import NotFound, StateConflict
 from services.dicom.result_kind import KEY_IMAGE_STEM, REPORT_FILE
 from services.store.rows import JobRow, JobState
+from services.store.study_store import purged
 
 router = APIRouter(tags=["results"])
 
@@ -72,7 +73,7 @@ def _add_file_route(name: str, summary: str, description: str) -> None:
         summary=summary,
         description=description,
         response_class=FileResponse,
-        responses=problem_responses(*(404, 409), beside=_answer(name)),
+        responses=problem_responses(*(404, 409, 410), beside=_answer(name)),
     )
     def get_file(job_id: JobId, request: Request, gateway: OpenGateway) -> Response:
         return _file(job_id, name, request, gateway)
@@ -92,7 +93,7 @@ _add_file_route("preview.png", "A picture of the result", "For a look, not for r
     "/segment/{job_id}/report.pdf",
     summary="The report as PDF",
     response_class=Response,
-    responses=problem_responses(*(404, 409), beside=_answer("report.pdf")),
+    responses=problem_responses(*(404, 409, 410), beside=_answer("report.pdf")),
 )
 def get_report_pdf(job_id: JobId, request: Request, gateway: OpenGateway) -> Response:
     """One page with pictures, as it is encapsulated in `report.dcm`."""
@@ -104,7 +105,7 @@ def get_report_pdf(job_id: JobId, request: Request, gateway: OpenGateway) -> Res
     "/segment/{job_id}/key-images.zip",
     summary="The key images",
     response_class=Response,
-    responses=problem_responses(*(404, 409), beside=_answer("key-images.zip")),
+    responses=problem_responses(*(404, 409, 410), beside=_answer("key-images.zip")),
 )
 def get_key_images_zip(job_id: JobId, request: Request, gateway: OpenGateway) -> Response:
     """DICOM secondary captures of the overview and the most probable emboli, with outlines burnt in."""
@@ -135,6 +136,8 @@ def _refuse_where_there_is_none(job: JobRow, name: str) -> None:
     """Raises NotFound or StateConflict where the job cannot have such a file."""
     if not (has_result(job) or (name in _OF_A_REFUSAL and has_refusal(job))):
         raise _why_there_is_none(job, name)
+    if job.results_purged_at is not None:
+        raise purged(f"the result of job {job.id}", job.results_purged_at)
     if name in _DICOM_OBJECTS and job.input_kind != "dicom":
         raise NotFound(
             f"job {job.id} was given as {job.input_kind}: a DICOM object needs a DICOM series to refer to",

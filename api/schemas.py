@@ -131,6 +131,8 @@ class JobSchema(JobSummarySchema):
     supersedes: str | None = Field(description="Job on an earlier, partial state of the same series")
     attempts: int
     can_retry: bool = Field(description="Whether POST to `retry` queues it again")
+    inputs_purged_at: datetime | None = Field(description="Since when its input files are gone; null: they are here")
+    results_purged_at: datetime | None = Field(description="Since when its result files are gone; findings stay")
     stage_seconds: dict[str, float] = Field(description="Wall time of each stage, s")
     findings: FindingsSchema | None
     deliveries: list[DeliverySchema]

@@ -84,8 +84,13 @@ async def submit(
     with gateway.hold_idempotency_key(caller.tenant, idempotency_key):
         arriving = gateway.store.arriving_directory()
         try:
-            max_bytes, max_files = gateway.upload_max_bytes(caller), gateway.settings.upload_max_files
-            received = await receive_upload(request, arriving, max_bytes=max_bytes, max_files=max_files)
+            received = await receive_upload(
+                request,
+                arriving,
+                max_bytes=gateway.upload_max_bytes(caller),
+                max_files=gateway.settings.upload_max_files,
+                check_room=gateway.store.check_room,
+            )
             chosen = priority or _priority(received.fields.get("priority"))
             job = await run_in_threadpool(_take_in, gateway, caller, arriving, received, chosen, idempotency_key)
         finally:
@@ -141,7 +146,12 @@ def _take_in(
         if earlier is not None:
             return earlier
     limits = gateway.settings
-    files = unpack_uploads(received.files, max_bytes=limits.unpacked_max_bytes, max_files=limits.upload_max_files)
+    files = unpack_uploads(
+        received.files,
+        max_bytes=limits.unpacked_max_bytes,
+        max_files=limits.upload_max_files,
+        check_room=gateway.store.check_room,
+    )
     contents = inspect_upload(files, gateway.rules.selection)
     _keep_only(arriving, contents.files)
     job_id = str(uuid.uuid4())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,18 +43,25 @@ class ReceivedUpload:
     content_digest: str
 
 
-async def receive_upload(request: Request, into: Path, *, max_bytes: int, max_files: int) -> ReceivedUpload:
+async def receive_upload(
+    request: Request, into: Path, *, max_bytes: int, max_files: int, check_room: Callable[[int], None]
+) -> ReceivedUpload:
     """Write the request's body to files in `into`.
 
+    Args:
+        check_room: raises StorageFull where so many bytes more are too many for the disk.
+
     Raises:
+        StorageFull: as `check_room`: before anything is read where the request says how long it is.
         InputTooLarge: over `max_bytes` or `max_files`; what lies beyond is not read.
         InputError: malformed multipart, an unknown media type or no file at all.
         ClientDisconnect: the client went away in the middle.
         OSError: the disk is full.
     """
     fields: dict[str, str] = {}
-    files = _ArrivingFiles(into, max_bytes=max_bytes, max_files=max_files)
+    files = _ArrivingFiles(into, max_bytes=max_bytes, max_files=max_files, check_room=check_room)
     body = _body(request.headers.get("content-type", ""), fields, files)
+    check_room(min(announced_bytes(request), max_bytes))
     try:
         await feed_body(request, body, max_bytes=max_bytes, max_bytes_around=_FIELD_MAX_BYTES * _MAX_FIELDS)
     finally:
@@ -88,8 +95,7 @@ async def feed_body(request: Request, body: Body, *, max_bytes: int, max_bytes_a
         InputTooLarge: the request announces more; nothing of it is read.
         ClientDisconnect: the client went away in the middle.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes + max_bytes_around:
+    if announced_bytes(request) > max_bytes + max_bytes_around:
         raise too_many_bytes(max_bytes)
     batch = bytearray()
     async for chunk in request.stream():
@@ -101,11 +107,18 @@ async def feed_body(request: Request, body: Body, *, max_bytes: int, max_bytes_a
     await run_in_threadpool(body.end)
 
 
+def announced_bytes(request: Request) -> int:
+    """As the request says it is long; 0 where it does not say so."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdigit() else 0
+
+
 class _ArrivingFiles:
     """Files written one after the other, counted and digested on the way."""
 
-    def __init__(self, into: Path, *, max_bytes: int, max_files: int) -> None:
+    def __init__(self, into: Path, *, max_bytes: int, max_files: int, check_room: Callable[[int], None]) -> None:
         self.digests: list[str] = []
+        self._check_room = check_room
         self._into = into
         self._max_bytes = max_bytes
         self._max_files = max_files
@@ -128,6 +141,7 @@ class _ArrivingFiles:
         self._bytes += len(piece)
         if self._bytes > self._max_bytes:
             raise too_many_bytes(self._max_bytes)
+        self._check_room(len(piece))
         self._digest.update(piece)
         self._file.write(piece)
 

@@ -17,6 +17,7 @@ from cli.keys import keys
 from cli.models import models
 from cli.package import package
 from cli.phantom import phantom
+from cli.purge import purge
 from cli.rules import rules
 from cli.segment import segment
 from cli.serve import serve
@@ -43,6 +44,7 @@ app.command()(insert)
 app.command()(train)
 app.command()(package)
 app.add_typer(keys, name="keys")
+app.command()(purge)
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 

@@ -73,7 +73,7 @@ class Supervisor:
     def __enter__(self) -> Self:
         data_dir = self._settings.data_dir.resolve()
         self._lock = lock_directory(data_dir, "serve", "`embolens serve`")
-        database = Database(self._settings.resolved_database_url)
+        database = Database.of(self._settings)
         database.upgrade()
         try:
             self._check_exposure(KeyStore(database))

@@ -11,6 +11,7 @@ need Orthanc orthanc
 need storescu dcmtk
 need dciodvfy dicom3tools
 need chromium chromium
+need strace strace
 need unshare util-linux
 need ip iproute2
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"

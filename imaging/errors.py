@@ -10,6 +10,7 @@ EmbolensError
 ├── TooManyRequests           who asks does so too often (HTTP 429)
 ├── IssuerUnavailable         a token cannot be checked, since its issuer does not answer (HTTP 503)
 ├── NotFound                  no such job, file or node
+│   └── Purged                was here, and was taken away by retention (HTTP 410)
 ├── StateConflict             the job's state does not allow what was asked for
 ├── Cancelled                 somebody asked for the work to stop
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
@@ -114,6 +115,13 @@ class IssuerUnavailable(EmbolensError):
 
 class NotFound(EmbolensError):
     default_code = "not_found"
+
+
+PURGED = "purged"
+
+
+class Purged(NotFound):
+    default_code = PURGED
 
 
 class StateConflict(EmbolensError):

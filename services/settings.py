@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.chosen_package import chosen_package
 from services.dicom.seg_options import SegOptions, SegType
+from services.store.durability import Durability
 
 _DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 GIB = 1024**3
@@ -25,6 +26,15 @@ class Settings(BaseSettings):
     redis_url: str = Field("", description="Broker; empty: `embolens serve` starts an embedded Redis")
     package_dir: Path | None = Field(
         None, description="Model package; empty: what `embolens models use` chose, else the one shipped"
+    )
+
+    durability: Durability = Field(
+        Durability.PROCESS, description="What is acknowledged survives: process (kill -9) or power (fsync before it)"
+    )
+    disk_reserve_bytes: int = Field(
+        2 * GIB,
+        description="Nothing new is taken in where less would stay free for results and the database; "
+        "at most 5 % of the disk",
     )
 
     gateway_host: str = Field("127.0.0.1", description="Address the gateway binds to")
@@ -87,6 +97,15 @@ class Settings(BaseSettings):
     delivery_first_backoff_s: float = Field(30.0, description="Wait after a first failed delivery; doubles")
     delivery_max_backoff_s: float = Field(600.0, description="Longest wait between two delivery attempts")
     delivery_park_after_s: float = Field(86_400.0, description="Failing this long, and 20 times, parks a delivery")
+
+    retention_input_days: float = Field(
+        0, description="Inputs of ended jobs are purged after this, where all is delivered; 0: never by age"
+    )
+    retention_result_days: float = Field(0, description="Results likewise; findings stay in the database")
+    purge_at_percent: float = Field(
+        0, description="Above so much of the disk in use, what is delivered is purged, oldest first; 0: never"
+    )
+    purge_to_percent: float = Field(80, description="Until so much of the disk is in use")
 
     @property
     def resolved_database_url(self) -> str:

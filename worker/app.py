@@ -23,7 +23,7 @@ def run_worker(chosen: Settings, load_segmenter: LoadSegmenter = load_cascade) -
     """
     if not chosen.redis_url:
         raise ConfigurationError("a worker needs a broker", remedy="set EMBOLENS_REDIS_URL, or run `embolens serve`")
-    database = Database(chosen.resolved_database_url)
+    database = Database.of(chosen)
     database.upgrade()
     database.close()  # the pool's process opens its own
     cannot_work = threading.Event()

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
+
+from sqlalchemy.exc import DBAPIError
 
 from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, Reason, StateConflict
 from imaging.findings import Findings, Outcome
@@ -24,7 +27,8 @@ from services.dicom.source_image import SourceImage
 from services.process_log import where_raised
 from services.settings import Settings
 from services.store.database import Database
-from services.store.jobs import JobStore
+from services.store.disk_room import means_full
+from services.store.jobs import STORAGE_FULL, JobStore
 from services.store.rows import JobRow, JobState, Stage
 from services.store.study_store import StudyStore
 from worker.held_lease import HeldLease
@@ -33,6 +37,8 @@ from worker.result_identity import identify_result
 from worker.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
+
+_FULL_DISK_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ class Pipeline:
     def connect(cls, settings: Settings, segmenter: Segmenter) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
         return cls(
-            jobs=JobStore(Database(settings.resolved_database_url)),
-            store=StudyStore(settings.data_dir),
+            jobs=JobStore(Database.of(settings)),
+            store=StudyStore.of(settings),
             destinations=Destinations.load(settings.destinations),
             segmenter=segmenter,
             lease_s=settings.lease_s,
@@ -62,6 +68,9 @@ class Pipeline:
 
     def run_job(self, job_id: str) -> None:
         """Take the job if it is to be had and bring it to an end; nothing it does wrong takes the worker down."""
+        if not self.store.room().has_for_result:
+            log.warning("job %s waits: the disk has no room for its result", job_id)
+            return
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"  # a fencing token, new for every claim
         job = self.jobs.claim(job_id, owner, lease_s=self.lease_s)
         if job is None:
@@ -119,6 +128,9 @@ class Pipeline:
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:
+        if means_full(error):
+            self._hand_back(job, owner)
+            return
         # Texts of foreign exceptions may quote a header: neither the log nor the job repeats them.
         code = error.code if isinstance(error, EmbolensError) else "internal"
         message = error.message if isinstance(error, EmbolensError) else f"unexpected {type(error).__name__}"
@@ -129,6 +141,20 @@ class Pipeline:
             log.info(
                 "job %s: attempt %d of %d failed; the sweep queues it again", job.id, job.attempts, self.max_attempts
             )
+
+    def _hand_back(self, job: JobRow, owner: str) -> None:
+        """The study is not to blame. Where the database's disk is full too, nobody else can take the job meanwhile."""
+        log.error("job %s: the disk has no room for its result; it is handed back", job.id)
+        message = "no room left on the disk for the result; the job runs when there is some"
+        while True:
+            try:
+                self.jobs.hand_back(job.id, owner, code=STORAGE_FULL, message=message)
+            except DBAPIError as error:
+                if not means_full(error):
+                    raise
+                time.sleep(_FULL_DISK_PAUSE_S)
+            else:
+                return
 
     @contextmanager
     def _result_directory(self, job: JobRow) -> Iterator[Path]:

@@ -33,6 +33,7 @@ from services.delivery.destinations import (
 from services.delivery.dicom_node import send_to_node
 from services.delivery.folder import copy_to_folder
 from services.delivery.mllp import send_message
+from services.delivery.retention import Retention
 from services.delivery.sent_object import SentObject
 from services.delivery.storage_commitment import CommitmentReports, request_commitment
 from services.delivery.stow_rs import store_at
@@ -161,7 +162,7 @@ class Relay:
     def _send_objects(self, destination: Destination, objects: Mapping[Path, str]) -> Iterator[SentObject]:
         """`objects`: path to SOP Instance UID."""
         if isinstance(destination, Folder):
-            return (copy_to_folder(destination, path, uid) for path, uid in objects.items())
+            return (copy_to_folder(destination, path, uid, self._settings.durability) for path, uid in objects.items())
         if isinstance(destination, DicomWeb):
             return store_at(destination, objects, self._settings)
         assert isinstance(destination, Node)
@@ -284,18 +285,20 @@ def run_relay(settings: Settings) -> None:
     stopping = stop_on_signal()
     log_to_stderr()
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what went wrong is in the outbox row and in our log
-    database = Database(settings.resolved_database_url)
+    database = Database.of(settings)
     database.upgrade()
-    store = StudyStore(settings.data_dir)
+    store = StudyStore.of(settings)
     queue = TaskQueue(settings.redis_url)
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
     index = HeldIndex(database, store)
+    retention = Retention(settings, database, store)
 
     def sweep_once() -> None:
         sweep.run()
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
+        retention.run()
 
     sweeping = threading.Thread(
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"

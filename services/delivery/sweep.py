@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from imaging.errors import QueueUnavailable
 from services.settings import Settings
-from services.store.jobs import WORKER_LOST, JobStore, utc_now
+from services.store.jobs import STORAGE_FULL, WORKER_LOST, JobStore, utc_now
 from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 24 * 3600.0
 _LEFTOVERS_EVERY_S = 3600.0
+_FULL_DISK_WAIT_S = 15.0  # a worker that still has no room does not begin
 _FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
 
 
@@ -28,7 +29,7 @@ class Sweep:
         self._store = store
         self._jobs = jobs
         self._queue = queue
-        self._queue_answers = True
+        self._queue_answers = self._had_room = True
         self._leftovers_at = -_LEFTOVERS_EVERY_S
 
     def run(self) -> None:
@@ -55,17 +56,28 @@ class Sweep:
             self._queue_answers = False
             return
         self._queue_answers = True
+        if not self._has_room():
+            return
         now = utc_now()
         for job in self._jobs.queued():
             if job.id not in waiting and job.updated_at + self._wait(job) < now:
                 log.info("job %s is enqueued again", job.id)
                 self._queue.enqueue(job.id, Priority(job.priority))
 
+    def _has_room(self) -> bool:
+        """Whether a worker would begin with a job; one in the queue that no worker could take is back here."""
+        had_room, self._had_room = self._had_room, self._store.room().has_for_result
+        if had_room and not self._had_room:
+            log.error("the disk of the data directory is full; queued jobs wait until there is room")
+        return self._had_room
+
     def _wait(self, job: JobRow) -> timedelta:
         """How long the job has been queued before the sweep enqueues it: longer with every attempt that failed.
 
         A worker that went silent has let a whole lease pass already.
         """
+        if job.error_code == STORAGE_FULL:
+            return timedelta(seconds=_FULL_DISK_WAIT_S)
         failed = job.attempts if job.error_code not in (None, WORKER_LOST) else 0
         spacing_s = _FIRST_WAIT_S * 3.0 ** (failed - 1) if failed else 0.0
         return timedelta(seconds=max(self._settings.sweep_s, spacing_s))

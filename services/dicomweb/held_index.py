@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from imaging.errors import InputError, NotFound
 from services.dicomweb.indexed_headers import IndexedHeader, read_indexed_header
 from services.store.database import Database
-from services.store.rows import HeldInstanceRow, HeldSeriesRow, JobRow, JobState, Source
-from services.store.study_store import StudyStore
+from services.store.rows import HeldInstanceRow, HeldSeriesRow, JobRow, JobState, Source, UtcDateTime
+from services.store.study_store import StudyStore, purged
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class HeldIndex:
 
         Raises:
             NotFound: there is none.
+            Purged: there may have been, of a study that was purged.
         """
         query = select(HeldInstanceRow).where(HeldInstanceRow.study_instance_uid == study)
         if series is not None:
@@ -77,27 +78,55 @@ class HeldIndex:
         with self._database.read() as session:
             found = list({row.sop_instance_uid: row for row in session.scalars(query)}.values())
         if not found:
+            self._say_if_purged(study, series)
             what = "instance" if instance else "series" if series else "study"
             raise NotFound(f"no such {what} is held here", remedy="GET /dicom-web/studies lists what is")
         return found
 
     def path(self, row: HeldInstanceRow) -> Path:
-        return self._store.data_dir / row.place / row.file_name
+        """Raises Purged where it is gone since the row was read."""
+        path = self._store.data_dir / row.place / row.file_name
+        if not path.is_file():
+            raise purged("the instance")
+        return path
+
+    def _say_if_purged(self, study: str, series: str | None) -> None:
+        """Raises Purged: inputs of this study, or of this series, or results, whose series no job names, are gone."""
+        of_series = JobRow.study_instance_uid == study
+        if series is not None:
+            of_series &= or_(JobRow.series_instance_uid == series, JobRow.results_purged_at.is_not(None))
+        when = select(func.max(func.coalesce(JobRow.inputs_purged_at, JobRow.results_purged_at, type_=UtcDateTime)))
+        with self._database.read() as session:
+            if (purged_at := session.scalar(when.where(of_series))) is not None:
+                raise purged("what was held of this study", purged_at)
 
     def _index(self, job: JobRow) -> None:
         if job.source != Source.REST.value:
             assert job.study_instance_uid is not None
             assert job.series_instance_uid is not None
             directory = self._store.series_directory(job.study_instance_uid, job.series_instance_uid, tenant=job.tenant)
-            self._index_place(job.tenant, directory, directory.glob("*.dcm"))
-        elif job.input_kind == "dicom" and job.indexed_at is None:  # an upload stays what it was
+            self._index_place(job.tenant, directory, () if self._is_purged(job) else directory.glob("*.dcm"))
+        elif job.input_kind == "dicom" and job.indexed_at is None:  # an upload stays what it was, until it is purged
             self._index_place(job.tenant, self._store.upload_directory(job.id), self._uploaded(job))
         results = self._store.result_directory(job.id)
         self._index_place(job.tenant, results, results.glob("*.dcm") if _has_objects(job) else ())
         with self._database.write() as session:
             session.execute(update(JobRow).where(JobRow.id == job.id).values(indexed_at=job.updated_at))
 
+    def _is_purged(self, job: JobRow) -> bool:
+        """Whether what was received of the job's series counts as gone."""
+        of_series = select(JobRow.id).where(
+            JobRow.study_instance_uid == job.study_instance_uid,
+            JobRow.series_instance_uid == job.series_instance_uid,
+            JobRow.source != Source.REST.value,
+            JobRow.inputs_purged_at.is_(None),
+        )
+        with self._database.read() as session:
+            return session.scalars(of_series.limit(1)).first() is None
+
     def _uploaded(self, job: JobRow) -> Sequence[Path]:
+        if job.inputs_purged_at is not None:
+            return ()
         try:
             return self._store.read_inputs(job.id)
         except NotFound:
@@ -139,7 +168,10 @@ class HeldIndex:
 
 
 def _has_objects(job: JobRow) -> bool:
-    """Whether the objects in the job's result directory are its result: not those of an attempt that is taken back."""
+    """Whether the objects in the job's result directory are its result: not those of an attempt that is taken back, nor
+    what is purged."""
+    if job.results_purged_at is not None:
+        return False
     refused = job.state == JobState.NOT_ANALYSABLE.value and job.findings is not None
     return refused or job.state in (JobState.DELIVERING.value, JobState.COMPLETED.value)
 

@@ -59,6 +59,7 @@ class HeldInstances:
         path = self._store.instance_path(study, series, sop, tenant=tenant)
         stored = _data_set_of(path)
         if stored is None:
+            self._taken_in.pop((study, series, tenant), None)  # it may have been purged
             return False
         if len(stored) < len(data_set) and data_set[: len(stored)] == stored:
             log.warning("instance %s lies torn on disk and is replaced", sop)
@@ -67,6 +68,7 @@ class HeldInstances:
             return False
         if stored != data_set:
             log.warning("instance %s came again with different content; the first one stays", sop)
+        self._store.write_through(path)
         return True
 
     def inputs_of_jobs(
@@ -78,7 +80,8 @@ class HeldInstances:
                 yield from self._store.read_inputs(job_id)
 
     def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, tenant: str, path: Path) -> bool:
-        """Whether a job has this file among its inputs. These only grow, so what was found once is remembered."""
+        """Whether a job has this file among its inputs. These only grow, but for a purge, so what was found
+        once is remembered."""
         key = (study_instance_uid, series_instance_uid, tenant)
         taken_in = self._taken_in.get(key, frozenset())
         if path not in taken_in:

@@ -175,7 +175,7 @@ class Listener:
 
         Raises:
             InputError: no CT, not the instance that the file meta names, or not readable.
-            StorageFull: the disk has no room.
+            StorageFull: the disk has no room, or only what is reserved.
         """
         named = _identify(encoded, file_meta, with_announcement=False)
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
@@ -186,6 +186,7 @@ class Listener:
             if arriving is not None:
                 self._register.touch(arriving, calling)
             return
+        self._store.check_room(len(encoded.getbuffer()))
         announced = None
         if arriving is None:
             first = _identify(encoded, file_meta, with_announcement=True)

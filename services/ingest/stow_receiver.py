@@ -11,24 +11,27 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 
-from imaging.errors import InputError, InputTooLarge
+from imaging.errors import InputError, InputTooLarge, StorageFull
 from services.dicom.file_meta import FILE_PREFIX, FileMeta, mapped, read_file_meta
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES
 from services.dicomweb.resource_urls import ResourceUrls
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
 from services.ingest.identifiers import Identifiers, read_identifiers
-from services.ingest.storage_status import MISMATCH, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
+from services.ingest.storage_status import MISMATCH, OUT_OF_RESOURCES, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
+from services.store.disk_room import means_full, no_room
 from services.store.jobs import JobStore
 from services.store.rows import DEFAULT_TENANT, Source
-from services.store.study_store import StudyStore, put_in_place
+from services.store.study_store import StudyStore
 
 log = logging.getLogger(__name__)
 
+_NAMING_BYTES = 128 * 1024
 _FILE_META_BEGIN = b"\x02\x00"  # group 0002 in little endian
 
 
@@ -39,6 +42,7 @@ class StowReceiver:
         stored: items of the Referenced SOP Sequence, for instances held now, whether they are new or not.
         failed: items of the Failed SOP Sequence.
         unreadable: items of the Other Failures Sequence, for parts that are no instance at all.
+        lacked_room: whether something of this was refused because the disk is full: it may come again.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class StowReceiver:
         self.stored: list[Dataset] = []
         self.failed: list[Dataset] = []
         self.unreadable: list[Dataset] = []
+        self.lacked_room = False
         self._store = store
         self._jobs = jobs
         self._held = held
@@ -70,6 +75,8 @@ class StowReceiver:
         self._max_parts = max_parts
         self._tenant = tenant
         self._bytes = self._parts = 0
+        self._has_no_room = False
+        self._beginning = bytearray()  # of a part: names the instance also where the disk does not take it
         self._file: BinaryIO | None = None
 
     def begin(self, headers: Mapping[str, str]) -> None:
@@ -85,25 +92,33 @@ class StowReceiver:
                 code="input.too_many_files",
                 remedy="send a series in several requests",
             )
-        self._file = self._part.open("wb")
+        self._has_no_room = False
+        self._beginning.clear()
+        self._file = self._part.open("wb", buffering=0)  # so that a full disk says so in `write`
 
     def write(self, piece: bytes) -> None:
-        """Raises InputTooLarge over the limit of bytes; OSError where the disk is full."""
+        """Raises InputTooLarge over the limit of bytes."""
         assert self._file is not None
         self._bytes += len(piece)
         if self._bytes > self._max_bytes:
             raise InputTooLarge(
                 f"the request is over the limit of {self._max_bytes} bytes", remedy="send a series in several requests"
             )
-        self._file.write(piece)
+        self._beginning += piece[: _NAMING_BYTES - len(self._beginning)]
+        if not self._has_no_room:
+            self._has_no_room = not self._has_written(piece)
 
     def end(self) -> None:
-        """The instance is stored, or its refusal noted. What is no fault of it (disk, database) is raised."""
+        """The instance is stored, or its refusal noted, also that there is no room for it. What else is no fault of it
+        (the database) is raised."""
         assert self._file is not None
         self._file.close()
         self._file = None
         named: Identifiers | None = None
         try:
+            if self._has_no_room:
+                named = _named_in(bytes(self._beginning))
+                raise no_room()
             self._give_a_preamble()
             content = mapped(self._part)
             meta = read_file_meta(content)
@@ -112,10 +127,11 @@ class StowReceiver:
                 named = read_identifiers(file, meta.transfer_syntax_uid, with_announcement=False)
             self._check(meta, named)
             self._take_in(named, content[meta.data_set_begin :])
-        except InputError as error:
+        except (InputError, StorageFull) as error:
             log.warning("refused %s over STOW-RS: %s", named.sop_instance_uid if named else "a part", error.code)
             item = Dataset() if named is None else _named_item(named)
-            item.FailureReason = storage_status(error)
+            item.FailureReason = OUT_OF_RESOURCES if self._has_no_room else storage_status(error)
+            self.lacked_room = self.lacked_room or item.FailureReason == OUT_OF_RESOURCES
             (self.unreadable if named is None else self.failed).append(item)
         else:
             self.stored.append(_named_item(named))
@@ -142,6 +158,16 @@ class StowReceiver:
         if self._file is not None:
             with suppress(OSError):  # a full disk has said so already
                 self._file.close()
+
+    def _has_written(self, piece: bytes) -> bool:
+        assert self._file is not None
+        try:
+            self._store.check_room(len(piece))
+            return self._file.write(piece) == len(piece)
+        except (OSError, StorageFull) as error:
+            if not means_full(error):
+                raise
+            return False
 
     def _give_a_preamble(self) -> None:
         """Before file meta information that a client sends without one, as pydicom writes what was never a file."""
@@ -172,16 +198,34 @@ class StowReceiver:
             if not is_arriving:
                 return
         else:
-            put_in_place(self._part, self._store.instance_path(study, series, sop, tenant=self._tenant))
+            if not is_arriving:  # from here on nothing of the series is purged
+                self._open_receiving(study, series, arrivals=0)
+            path = self._store.instance_path(study, series, sop, tenant=self._tenant)
+            try:
+                self._store.put_in_place(self._part, path)
+            except OSError as error:
+                raise (no_room() if means_full(error) else error) from error
         # After the file: a completion that has not seen it is called off by this, or over already.
+        self._open_receiving(study, series, arrivals=1)
+
+    def _open_receiving(self, study_instance_uid: str, series_instance_uid: str, *, arrivals: int) -> None:
         self._jobs.open_receiving(
-            study_instance_uid=study,
-            series_instance_uid=series,
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
             calling_address=self._calling_address,
             source=Source.DICOMWEB,
-            arrivals=1,
+            arrivals=arrivals,
             tenant=self._tenant,
         )
+
+
+def _named_in(beginning: bytes) -> Identifiers:
+    if beginning.startswith(_FILE_META_BEGIN):
+        beginning = FILE_PREFIX + beginning
+    meta = read_file_meta(memoryview(beginning))
+    return read_identifiers(
+        BytesIO(beginning[meta.data_set_begin :]), meta.transfer_syntax_uid, with_announcement=False
+    )
 
 
 def _named_item(named: Identifiers) -> Dataset:

@@ -14,7 +14,7 @@ from services.dicom.nrrd_reader import check_nrrd, is_nrrd
 from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, kind_of
 from services.dicom.source_image import InputKind
 from services.ingest.series_selection import SelectionRule, ranked
-from services.ingest.zip_archive import unpack_zip
+from services.ingest.zip_archive import CheckRoom, any_room, unpack_zip
 from services.store.study_store import checked_uid
 
 __all__ = ["UploadContents", "inspect_upload", "is_zip", "unpack_uploads", "unpack_zip"]
@@ -47,7 +47,9 @@ def is_zip(path: Path) -> bool:
         return file.read(4) in _ZIP_MAGIC
 
 
-def unpack_uploads(files: Sequence[Path], *, max_bytes: int, max_files: int) -> list[Path]:
+def unpack_uploads(
+    files: Sequence[Path], *, max_bytes: int, max_files: int, check_room: CheckRoom = any_room
+) -> list[Path]:
     """The files, each zip replaced by what it holds, unpacked beside it. The limits are those of all together.
 
     Raises:
@@ -60,7 +62,9 @@ def unpack_uploads(files: Sequence[Path], *, max_bytes: int, max_files: int) -> 
     for archive in archives:
         into = archive.with_name(f"{archive.name}.unpacked")
         into.mkdir()
-        members = unpack_zip(archive, into, max_bytes=max_bytes, max_files=max_files - len(unpacked))
+        members = unpack_zip(
+            archive, into, max_bytes=max_bytes, max_files=max_files - len(unpacked), check_room=check_room
+        )
         max_bytes -= sum(member.stat().st_size for member in members)
         unpacked += members
         archive.unlink()

@@ -7,11 +7,12 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from imaging.errors import InputError, InputTooLarge, StorageFull
+from imaging.errors import InputError, InputTooLarge
+from services.store.disk_room import means_full, no_room
 
 _CHUNK_BYTES = 1024**2
 # zipfile reads the central directory as a whole: entries of this size times the allowed number of files are plenty.
@@ -20,7 +21,16 @@ _NESTED_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".tgz")
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, IndexError, NotImplementedError)
 
 
-def unpack_zip(archive: Path, into: Path, *, max_bytes: int, max_files: int) -> list[Path]:
+CheckRoom = Callable[[int], None]
+
+
+def any_room(_: int) -> None:
+    """For a disk on which nothing is reserved."""
+
+
+def unpack_zip(
+    archive: Path, into: Path, *, max_bytes: int, max_files: int, check_room: CheckRoom = any_room
+) -> list[Path]:
     """Write the archive's files to `into` as 000001, 000002, ... in the archive's order and return them.
 
     Names from the archive are not used: they may lead out of `into`, and may name the patient. Left out are folders,
@@ -30,7 +40,7 @@ def unpack_zip(archive: Path, into: Path, *, max_bytes: int, max_files: int) -> 
     Raises:
         InputTooLarge: more than `max_files`, or more than `max_bytes` unpacked; nothing beyond the limit is written.
         InputError: `input.empty_archive`, `input.damaged_archive`, `input.encrypted_archive`.
-        StorageFull: the disk has no room.
+        StorageFull: the disk has no room, or `check_room` says so of the next bytes.
     """
     _refuse_huge_directory(archive, max_files)
     with _damage_reported(archive), zipfile.ZipFile(archive) as opened:
@@ -45,12 +55,14 @@ def unpack_zip(archive: Path, into: Path, *, max_bytes: int, max_files: int) -> 
         files = []
         for number, member in enumerate(members, start=1):
             path = into / f"{number:06d}"
-            left -= _unpack_member(opened, member, path, left, max_bytes)
+            left -= _unpack_member(opened, member, path, left, max_bytes, check_room)
             files.append(path)
         return files
 
 
-def _unpack_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left: int, max_bytes: int) -> int:
+def _unpack_member(
+    opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left: int, max_bytes: int, check_room: CheckRoom
+) -> int:
     """Bytes written; a member that holds more than `left` is an error, whatever its header says."""
     if member.flag_bits & 0x1:
         raise InputError("the archive is encrypted", code="input.encrypted_archive", remedy="send it without password")
@@ -67,6 +79,7 @@ def _unpack_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path,
             written += len(chunk)
             if written > left:
                 raise _unpacks_to_too_much(max_bytes, "unpacks to more")
+            check_room(len(chunk))
             target.write(chunk)
     return written
 
@@ -111,8 +124,8 @@ def _damage_reported(archive: Path) -> Iterator[None]:
     except _DAMAGE as error:
         raise _damaged(type(error).__name__) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("no room left to unpack the archive", remedy="free disk space") from error
+        if means_full(error):
+            raise no_room() from error
         if error.errno == errno.EINVAL:  # an offset in the archive that points nowhere
             raise _damaged("a member lies outside the file") from error
         raise

@@ -6,13 +6,16 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
+
+from services.settings import Settings
+from services.store.durability import Durability
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _MIGRATION_LOCK_ID = 0x456D626F  # pg_advisory_lock key: "Embo"
@@ -22,17 +25,22 @@ _BUSY_TIMEOUT_MS = 30_000
 class Database:
     """Sessions on one engine. Rows stay readable after their transaction (`expire_on_commit` is off)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, durability: Durability = Durability.PROCESS) -> None:
+        """`durability` is SQLite's; what PostgreSQL writes through is set at its server, and is so unless told else."""
         self.url = url
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
             Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
             self.engine = create_engine(url, hide_parameters=True)  # a row may name a patient: not into a log
-            _prepare_sqlite(self.engine)
+            _prepare_sqlite(self.engine, "FULL" if durability is Durability.POWER else "NORMAL")
         else:
             self.engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
         self._writing = sessionmaker(self.engine.execution_options(writes=True), expire_on_commit=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(settings.resolved_database_url, durability=settings.durability)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -89,13 +97,13 @@ class Database:
         self.engine.dispose()
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def _prepare_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA case_sensitive_like=ON")  # as PostgreSQL's LIKE is
 

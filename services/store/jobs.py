@@ -11,6 +11,7 @@ out, a sweep gives the job back to the queue, and after `max_attempts` it fails.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from sqlalchemy import CursorResult, and_, case, delete, func, or_, select, upda
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from imaging.errors import Cancelled, NotFound, Reason, StateConflict
+from imaging.errors import PURGED, Cancelled, NotFound, Reason, StateConflict
 from services.store.database import Database
 from services.store.rows import (
     ADDRESS_LENGTH,
@@ -38,6 +39,8 @@ from services.store.rows import (
 )
 
 WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
+STORAGE_FULL = "storage_full"  # of one that had no room for its result
+CANCELLED = "cancelled"  # the error code of a job that somebody wanted to stop
 _SUPERSEDED = "superseded"
 _IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
@@ -45,6 +48,11 @@ _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def receiving_key(series_instance_uid: str | None) -> str:
+    """What `Database.one_at_a_time` is asked for by those who open a job for a pushed series, or purge its files."""
+    return f"receiving {series_instance_uid}"
 
 
 def outbox_key(job_id: str) -> str:
@@ -120,7 +128,7 @@ class JobStore:
                 puts the completion of the series off, and a completion that was decided before does not count.
         """
         with self._database.write() as session:
-            self._database.one_at_a_time(session, f"receiving {series_instance_uid}")
+            self._database.one_at_a_time(session, receiving_key(series_instance_uid))
             of_series = (
                 select(JobRow)
                 .where(
@@ -165,7 +173,7 @@ class JobStore:
     def that_took_in(
         self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT
     ) -> Sequence[str]:
-        """Ids of the jobs that recorded instances of this series as their inputs.
+        """Ids of the jobs that recorded instances of this series as their inputs, which are not purged.
 
         A job that was cancelled while it was receiving did not.
         """
@@ -180,7 +188,7 @@ class JobStore:
             return session.scalars(query).all()
 
     def segmented_series(self, study_instance_uid: str, *, tenant: str = DEFAULT_TENANT) -> Sequence[str]:
-        """Series Instance UIDs of a study that were sent to us and are segmented, or will be."""
+        """Series Instance UIDs of a study that were sent to us, are segmented, or will be, and not purged."""
         states = (JobState.QUEUED, JobState.RUNNING, JobState.DELIVERING, JobState.COMPLETED)
         query = (
             select(JobRow.series_instance_uid)
@@ -190,6 +198,7 @@ class JobStore:
                 JobRow.study_instance_uid == study_instance_uid,
                 _IN_STUDY_STORE,
                 JobRow.state.in_([state.value for state in states]),
+                JobRow.inputs_purged_at.is_(None),
             )
         )
         with self._database.read() as session:
@@ -434,7 +443,7 @@ class JobStore:
             StateConflict: it has ended or is being delivered.
         """
         with self._database.write() as session:
-            if not _call_off(session, job_id, code="cancelled", message="cancelled on request", receiving=True):
+            if not _call_off(session, job_id, code=CANCELLED, message="cancelled on request", receiving=True):
                 job = session.get(JobRow, job_id)
                 if job is None:
                     raise NotFound(f"no job {job_id!r}")
@@ -453,13 +462,20 @@ class JobStore:
         """failed | cancelled | not_analysable -> queued with fresh attempts; parked deliveries of a job are sent again.
 
         Raises:
-            StateConflict: the job's state has nothing to retry, or a newer job of the series replaces it.
+            StateConflict: the job's state has nothing to retry, a newer job of the series replaces it, or its inputs
+                are purged (code ``purged``).
         """
         now = utc_now()
         with self._database.write() as session:
             job = session.get(JobRow, job_id)
             if job is None:
                 raise NotFound(f"no job {job_id!r}")
+            if job.inputs_purged_at is not None:
+                raise StateConflict(
+                    f"the inputs of job {job_id} were purged on {job.inputs_purged_at:%Y-%m-%d}",
+                    code=PURGED,
+                    remedy="send the study again",
+                )
             if (newer := _newer_of_series(session, job)) is not None:
                 raise StateConflict(f"job {newer} replaces job {job_id}", remedy="retry the newer one, or cancel it")
             retried = _try_change(
@@ -477,6 +493,7 @@ class JobStore:
                 findings=None,
                 reasons=_intake_reasons(job),
                 finished_at=None,
+                results_purged_at=None,
                 stage=None,
                 progress=0.0,
             )
@@ -613,6 +630,17 @@ class JobStore:
         """running -> queued while attempts are left, else -> failed. Returns the new state."""
         with self._database.write() as session:
             return _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts)
+
+    def hand_back(self, job_id: str, owner: str, *, code: str, message: str) -> None:
+        """running -> queued (or cancelled, where that was asked for), and the attempt does not count: it could not be
+        made here and now. Raises StateConflict where the lease was lost."""
+        with self._database.write() as session:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, JobRow.lease_owner == owner)
+                .values(attempts=JobRow.attempts - 1)
+            )
+            _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts=sys.maxsize)
 
     def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
         """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
@@ -784,6 +812,7 @@ def _fail(session: Session, job_id: str, condition: Any, code: str, message: str
 
 __all__ = [
     "FINAL_STATES",
+    "STORAGE_FULL",
     "WORKER_LOST",
     "Delivery",
     "JobFilter",

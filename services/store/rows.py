@@ -126,6 +126,8 @@ class JobRow(Base):
         tenant: whose study it is; nobody else's clients see it.
         idempotency_key: as the client gave it; behind the tenant's name and a line break where that is not `default`.
         arrivals: how often a process other than the listener has said that an instance of the series lies on disk.
+        inputs_digest: None before the inputs are recorded, and once they are purged.
+        inputs_purged_at / results_purged_at: since when these files count as gone, though some may lie there yet.
         indexed_at: `updated_at` as it was when the job's files were last put into the index that DICOMweb searches.
     """
 
@@ -176,6 +178,8 @@ class JobRow(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     indexed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    inputs_purged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    results_purged_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class OutboxRow(Base):

@@ -13,7 +13,7 @@ One file system, so that a rename is atomic.
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -21,13 +21,16 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
-from imaging.errors import InputError, NotFound, StorageFull
+from imaging.errors import InputError, NotFound, Purged
+from services.settings import Settings
+from services.store.disk_room import FULL_ERRNOS, DiskRoom, no_room
+from services.store.durability import Durability, sync, sync_to_mount_point, sync_tree, sync_way
 from services.store.rows import DEFAULT_TENANT
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -49,22 +52,37 @@ def relative_result_path(job_id: str, name: str) -> str:
     return f"jobs/{job_id}/result/{name}"
 
 
-def put_in_place(written: Path, final_path: Path) -> None:
-    """Rename a complete file of the same file system."""
-    try:
-        os.replace(written, final_path)
-    except FileNotFoundError:
-        final_path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(written, final_path)
+def purged(what: str, when: datetime | None = None) -> Purged:
+    """Of files that were here."""
+    return Purged(
+        f"{what} was purged{f' on {when:%Y-%m-%d}' if when else ''}", remedy="it is where it was sent from, or to"
+    )
 
 
 class StudyStore:
     """The files below one data directory."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, durability: Durability = Durability.PROCESS, reserve_bytes: int = 0) -> None:
+        """`reserve_bytes` is what must stay free of the disk when something is taken in."""
         self.data_dir = data_dir.resolve()
+        self._is_written_through = durability is Durability.POWER
+        self._reserve_bytes = reserve_bytes
         self._arriving = self.data_dir / "arriving"
         self._arriving.mkdir(parents=True, exist_ok=True)
+        if self._is_written_through:
+            sync_to_mount_point(self._arriving)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(settings.data_dir, durability=settings.durability, reserve_bytes=settings.disk_reserve_bytes)
+
+    def room(self) -> DiskRoom:
+        return DiskRoom.of(self.data_dir, self._reserve_bytes)
+
+    def check_room(self, wanted_bytes: int = 0) -> None:
+        """Before something new is taken in. Raises StorageFull where it would use what is reserved."""
+        if not self.room().has_for_intake(wanted_bytes):
+            raise no_room()
 
     def series_directory(
         self, study_instance_uid: str, series_instance_uid: str, *, tenant: str = DEFAULT_TENANT
@@ -72,6 +90,12 @@ class StudyStore:
         """`tenant` is one that `services.accounts.principal.checked_tenant` has seen."""
         root = self.data_dir if tenant == DEFAULT_TENANT else self.data_dir / "tenants" / tenant
         return root / "received" / checked_uid(study_instance_uid) / checked_uid(series_instance_uid)
+
+    def received_directories(self) -> Iterator[tuple[str, Path]]:
+        """Of each tenant that was ever sent something, with its name: <study>/<series>/<sop>.dcm lie below."""
+        yield DEFAULT_TENANT, self.data_dir / "received"
+        for directory in (self.data_dir / "tenants").glob("*/received"):
+            yield directory.parent.name, directory
 
     def instance_path(
         self,
@@ -107,13 +131,31 @@ class StudyStore:
         try:
             with temporary.open("wb") as file:
                 yield file
-            put_in_place(temporary, final_path)
+            self.put_in_place(temporary, final_path)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull("no room left in the data directory", remedy="free disk space") from error
+            if error.errno in FULL_ERRNOS:
+                raise no_room() from error
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+    def put_in_place(self, written: Path, final_path: Path) -> None:
+        """Rename a complete file of the same file system."""
+        if self._is_written_through:
+            sync(written)
+        try:
+            os.replace(written, final_path)
+        except FileNotFoundError:
+            final_path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(written, final_path)
+        if self._is_written_through:
+            sync_way(final_path.parent, self.data_dir)
+
+    def write_through(self, path: Path) -> None:
+        """Before a file that lies here already is acknowledged once more: who put it here may have died in between."""
+        if self._is_written_through:
+            sync(path)
+            sync_way(path.parent, self.data_dir)
 
     def remove_stale_arrivals(self, *, older_than_s: float) -> int:
         """Take away what a process that died was writing; returns how many files and directories."""
@@ -157,14 +199,47 @@ class StudyStore:
 
     def replace_directory(self, filled: Path, final: Path) -> None:
         """Put a filled directory under its final name; one that lay there is taken away first."""
+        if self._is_written_through:
+            sync_tree(filled)
         final.parent.mkdir(parents=True, exist_ok=True)
+        old = None
         if final.exists():
             old = self._arriving / uuid.uuid4().hex
             os.replace(final, old)
-            os.replace(filled, final)
+        os.replace(filled, final)
+        if self._is_written_through:
+            sync_way(final.parent, self.data_dir)
+        if old is not None:
             shutil.rmtree(old)
-        else:
-            os.replace(filled, final)
+
+    def take_away(self, directory: Path) -> Path:
+        """Rename a directory to where nothing is read any more; returns where it lies now. Raises FileNotFoundError."""
+        taken = self._arriving / uuid.uuid4().hex
+        os.replace(directory, taken)
+        with suppress(OSError):  # others lie in it
+            directory.parent.rmdir()
+        return taken
+
+    @staticmethod
+    def remove(taken: Path) -> None:
+        shutil.rmtree(taken, ignore_errors=True)
+
+    @contextmanager
+    def reading(self, places: Iterable[str]) -> Iterator[None]:
+        """While this lasts, no directory among these (relative to the data directory) is taken away.
+
+        Raises:
+            Purged: one is gone, or is just being taken away.
+        """
+        with ExitStack() as opened:
+            for place in places:
+                try:
+                    descriptor = os.open(self.data_dir / place, os.O_RDONLY)
+                    opened.callback(os.close, descriptor)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except (FileNotFoundError, BlockingIOError):
+                    raise purged("what was asked for") from None
+            yield
 
     def result_file(self, job_id: str, name: str) -> Path:
         path = self.result_directory(job_id) / name

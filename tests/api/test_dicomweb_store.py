@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
@@ -211,16 +210,6 @@ def test_limits_of_bytes_and_of_instances(start_gateway: Callable[..., RunningGa
     response = store(gateway, [file[:300] for file in files])
     assert (response.status_code, response.json()["code"]) == (413, "input.too_many_files")
     assert not list((gateway.settings.data_dir / "arriving").iterdir())
-
-
-def test_a_full_disk_is_said(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("services.ingest.stow_receiver.put_in_place", full)
-    response = store(gateway, [encoded(ct_series(1)[0])])
-    assert (response.status_code, response.json()["code"]) == (507, "storage_full")
-    assert not gateway.jobs.receiving()
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ class Receiving:
     def __init__(self, settings: Settings, database: Database, rules: IntakeRules) -> None:
         self.settings = settings
         self.database = database
-        self.store = StudyStore(settings.data_dir)
+        self.store = StudyStore.of(settings)
         self.jobs = JobStore(database)
         self.queue = TaskQueue(settings.redis_url)
         reports, retrievals = CommitmentReports(Outbox(database), settings), RetrievalStore(database)

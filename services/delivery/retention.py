@@ -1,0 +1,124 @@
+"""When inputs and results are taken from the disk: by age, and where it fills up. Nothing that nobody configured."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from imaging.errors import ConfigurationError
+from services.delivery.destinations import AVAILABILITY, Destinations, Node
+from services.settings import Settings
+from services.store.database import Database
+from services.store.directory_lock import lock_directory
+from services.store.jobs import utc_now
+from services.store.purge import Purge, Purgeable, What
+from services.store.study_store import StudyStore
+
+log = logging.getLogger(__name__)
+
+LOCK = "purge"  # whoever holds it in the data directory (a backup, another relay) lets nothing be purged
+_BY_AGE_EVERY_S = 3600.0
+_BY_WATERMARK_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`size_bytes` is 0 of what stays."""
+
+    one: Purgeable
+    goes: bool
+    because: str
+    size_bytes: int = 0
+
+
+class Retention:
+    """Run by the relay; harmless when several relays do it."""
+
+    def __init__(self, settings: Settings, database: Database, store: StudyStore) -> None:
+        """Raises ConfigurationError when the watermarks make no sense."""
+        if settings.purge_at_percent and settings.purge_to_percent >= settings.purge_at_percent:
+            raise ConfigurationError(
+                f"purging from {settings.purge_at_percent:g} % of the disk to {settings.purge_to_percent:g} %",
+                remedy="set EMBOLENS_PURGE_TO_PERCENT below EMBOLENS_PURGE_AT_PERCENT",
+            )
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._by_age_at = -_BY_AGE_EVERY_S
+        self._by_watermark_at = -_BY_WATERMARK_EVERY_S
+
+    def run(self) -> None:
+        """Purge where it is time to."""
+        now = time.monotonic()
+        by_age = now - self._by_age_at >= _BY_AGE_EVERY_S
+        by_watermark = self._excess_bytes() > 0 and now - self._by_watermark_at >= _BY_WATERMARK_EVERY_S
+        if not (by_age or by_watermark):
+            return
+        self._by_watermark_at = now
+        if by_age:
+            self._by_age_at = now
+        self.purge_now()
+
+    def purge_now(self) -> list[Decision]:
+        """What is gone. Nothing while a backup is being made."""
+        try:
+            lock = lock_directory(self._store.data_dir, LOCK, "purge or backup")
+        except ConfigurationError:
+            log.info("nothing is purged while a backup, or another purge, goes on")
+            return []
+        with lock:
+            self._purge().finish()
+            gone = [decision for decision in self.plan() if decision.goes and self._purge().purge(decision.one)]
+        for decision in gone:
+            log.info("purged the %s of %s: %s", decision.one.what, decision.one.name, decision.because)
+        return gone
+
+    def plan(self) -> Iterator[Decision]:
+        """What would be purged now, what would not, and why."""
+        purge, excess_bytes = self._purge(), self._excess_bytes()
+        for what in What:
+            for one in purge.candidates(what):
+                if (kept := purge.why_kept(one)) is not None:
+                    yield Decision(one, False, kept)
+                elif (because := self._by_age(one)) is not None:
+                    size = one.size_bytes()
+                    excess_bytes -= size
+                    yield Decision(one, True, because, size)
+                elif excess_bytes > 0 and self._may_make_room(purge, one):
+                    size = one.size_bytes()
+                    excess_bytes -= size
+                    yield Decision(one, True, f"the disk is over {self._settings.purge_at_percent:g} % full", size)
+                else:
+                    days = self._days(what)
+                    yield Decision(one, False, f"kept for {days:g} days" if days else "kept for ever")
+
+    def _purge(self) -> Purge:
+        destinations = Destinations.load(self._settings.destinations)
+
+        def asks_for_commitment(name: str) -> bool:
+            node = None if name.startswith(AVAILABILITY) else destinations.find(name)
+            return isinstance(node, Node) and node.commitment
+
+        return Purge(self._database, self._store, asks_for_commitment)
+
+    def _days(self, what: What) -> float:
+        settings = self._settings
+        return settings.retention_input_days if what is What.INPUTS else settings.retention_result_days
+
+    def _by_age(self, one: Purgeable) -> str | None:
+        days = self._days(one.what)
+        return f"kept for {days:g} days" if days and utc_now() - one.ended_at > timedelta(days=days) else None
+
+    def _may_make_room(self, purge: Purge, one: Purgeable) -> bool:
+        """What is worth something only here stays: what may be tried again, and a result that nobody was sent."""
+        return one.is_completed and (one.what is What.INPUTS or purge.is_delivered(one))
+
+    def _excess_bytes(self) -> float:
+        """How much has to go: nothing until the upper mark is passed."""
+        settings, room = self._settings, self._store.room()
+        if not settings.purge_at_percent or room.used_percent <= settings.purge_at_percent:
+            return 0.0
+        return (room.used_percent - settings.purge_to_percent) / 100.0 * room.total
