@@ -7,6 +7,7 @@ EmbolensError
 ├── ConfigurationError        settings, model package or rules are wrong; an operator must act
 ├── NotFound                  no such job, file or node
 ├── StateConflict             the job's state does not allow what was asked for
+├── OutOfMemory               there is not enough memory, of the machine or of its GPU; another time there may be
 ├── Cancelled                 somebody asked for the work to stop
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
 ├── QueueUnavailable          the broker does not answer
@@ -92,6 +93,10 @@ class NotFound(EmbolensError):
 
 class StateConflict(EmbolensError):
     default_code = "state_conflict"
+
+
+class OutOfMemory(EmbolensError):
+    default_code = "out_of_memory"
 
 
 class Cancelled(EmbolensError):

@@ -596,6 +596,14 @@ class JobStore:
         with self._database.write() as session:
             return _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts)
 
+    def fail_for_lost_process(
+        self, job_id: str, owner_prefix: str, *, code: str, message: str, max_attempts: int
+    ) -> JobState:
+        """`fail`, for the process that died with the job; its parent knows how its leases' owners begin."""
+        with self._database.write() as session:
+            held = JobRow.lease_owner.startswith(owner_prefix, autoescape=True)
+            return _fail(session, job_id, held, code, message, max_attempts)
+
     def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
         """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
         with self._database.write() as session:
