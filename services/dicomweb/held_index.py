@@ -134,7 +134,7 @@ class HeldIndex:
 
 def _has_objects(job: JobRow) -> bool:
     """Whether the objects in the job's result directory are its result: not those of an attempt that is taken back."""
-    refused = job.state == JobState.NOT_ANALYSABLE.value and job.findings is not None
+    refused = job.state in (JobState.NOT_ANALYSABLE.value, JobState.FAILED.value) and job.findings is not None
     return refused or job.state in (JobState.DELIVERING.value, JobState.COMPLETED.value)
 
 
