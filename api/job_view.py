@@ -37,8 +37,8 @@ def has_result(job: JobRow) -> bool:
 
 
 def has_refusal(job: JobRow) -> bool:
-    """A worker found that nothing can be said, and wrote why."""
-    return job.state == JobState.NOT_ANALYSABLE and job.findings is not None
+    """It is written why nothing is said: a worker found that nothing can be, or the work failed."""
+    return job.state in (JobState.NOT_ANALYSABLE, JobState.FAILED) and job.findings is not None
 
 
 def job_view(gateway: Gateway, job_id: str) -> JobSchema:
@@ -123,8 +123,8 @@ def _summary(job: JobRow, queue_position: int | None) -> dict[str, Any]:
 def _links(job: JobRow) -> LinksSchema:
     path = job_path(job.id)
     with_result = has_result(job)
-    has_findings = with_result or job.state == JobState.NOT_ANALYSABLE
     with_files = job.results_purged_at is None
+    has_findings = with_result or job.state == JobState.NOT_ANALYSABLE or has_refusal(job)
     with_result &= with_files
     has_report = (with_result or (has_refusal(job) and with_files)) and job.input_kind == "dicom"
     return LinksSchema(

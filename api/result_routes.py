@@ -35,7 +35,7 @@ _MEDIA_TYPES = {
     "report.pdf": "application/pdf",
     "key-images.zip": "application/zip",
 }
-# Also of a study that is not analysable; and what refers to DICOM images.
+# Also of a study that is not analysable or failed; and what refers to DICOM images.
 _OF_A_REFUSAL = ("sr.dcm", "report.dcm", "report.pdf", "key-images.zip")
 _DICOM_OBJECTS = ("seg.dcm", *_OF_A_REFUSAL)
 _REVALIDATE = "private, no-cache"  # a job that is tried again may come to another result
@@ -48,7 +48,7 @@ _REVALIDATE = "private, no-cache"  # a job that is tried again may come to anoth
     responses=problem_responses(404, 409),
 )
 def get_findings(job_id: JobId, request: Request, gateway: OpenGateway) -> Response:
-    """Outcome, lesions and provenance; for a study that is not analysable, the reasons."""
+    """Outcome, lesions and provenance; for a study that is not analysable or failed, the reasons."""
     job = gateway.jobs.get(job_id)
     findings = findings_of(job)
     if findings is None:
@@ -81,7 +81,9 @@ def _add_file_route(name: str, summary: str, description: str) -> None:
 
 _add_file_route("seg.dcm", "The DICOM SEG", "Segment 1 is the pulmonary artery, then one segment per embolus.")
 _add_file_route(
-    "sr.dcm", "The DICOM SR", "Measurements of every embolus; for a study that is not analysable, the coded reasons."
+    "sr.dcm",
+    "The DICOM SR",
+    "Measurements of every embolus; for one that is not analysable or failed, the coded reasons.",
 )
 _add_file_route("report.dcm", "The report as DICOM", "The page of `report.pdf` as Encapsulated PDF.")
 _add_file_route("mask.nii.gz", "The emboli as NIfTI", "A label map on the input's grid; the value is the lesion's id.")

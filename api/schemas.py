@@ -48,7 +48,7 @@ class FindingsSchema(Schema):
 
     outcome: Outcome
     reasons: list[ReasonSchema]
-    scan_probability: Fraction | None = Field(description="That the scan holds an embolus; null if not analysable")
+    scan_probability: Fraction | None = Field(description="That the scan holds an embolus; null if it was not analysed")
     clot_burden_ml: float | None
     lesions: list[LesionSchema]
     provenance: dict[str, Any] = Field(description="Software, model package, thresholds and inputs that made this")

@@ -118,6 +118,8 @@ def _tables() -> dict[str, str]:
                 for code in (
                     result_codes.NOT_ANALYSABLE,
                     result_codes.WHY_NOT_ANALYSABLE,
+                    result_codes.NOT_ANALYSED,
+                    result_codes.WHY_NOT_ANALYSED,
                     result_codes.WARNING,
                     result_codes.SCORE,
                     result_codes.ARTERY_LEVEL,

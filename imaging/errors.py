@@ -12,6 +12,7 @@ EmbolensError
 ├── NotFound                  no such job, file or node
 │   └── Purged                was here, and was taken away by retention (HTTP 410)
 ├── StateConflict             the job's state does not allow what was asked for
+├── OutOfMemory               there is not enough memory, of the machine or of its GPU; another time there may be
 ├── Cancelled                 somebody asked for the work to stop
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
 ├── QueueUnavailable          the broker does not answer
@@ -126,6 +127,10 @@ class Purged(NotFound):
 
 class StateConflict(EmbolensError):
     default_code = "state_conflict"
+
+
+class OutOfMemory(EmbolensError):
+    default_code = "out_of_memory"
 
 
 class Cancelled(EmbolensError):

@@ -16,6 +16,7 @@ class Outcome(StrEnum):
     EMBOLUS_FOUND = "embolus_found"
     NO_EMBOLUS = "no_embolus"
     NOT_ANALYSABLE = "not_analysable"
+    FAILED = "failed"
 
 
 class ArteryLevel(StrEnum):
@@ -72,8 +73,9 @@ class Lesion:
 class Findings:
     """Everything said about one scan; `to_dict` is `findings.json`.
 
-    `reasons` explains a NOT_ANALYSABLE outcome; on the other outcomes it carries warnings about the image.
-    `scan_probability` is None exactly when the outcome is NOT_ANALYSABLE. Lesions that score below `score_threshold`
+    `reasons` says why a scan was not analysed: because nothing can be said about it, or because our work on it failed.
+    On the other outcomes it carries warnings about the image. `scan_probability` is None exactly when the scan was not
+    analysed. Lesions that score below `score_threshold`
     are candidates that were asked for: they decide nothing and count for nothing.
     """
 
@@ -85,14 +87,18 @@ class Findings:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.outcome is Outcome.NOT_ANALYSABLE) != (self.scan_probability is None):
-            raise ValueError("scan_probability must be given exactly when the scan could be analysed")
-        if self.outcome is Outcome.NOT_ANALYSABLE and not self.reasons:
-            raise ValueError("a scan that is not analysable needs coded reasons")
+        if self.analysed != (self.scan_probability is not None):
+            raise ValueError("scan_probability must be given exactly when the scan was analysed")
+        if not self.analysed and not self.reasons:
+            raise ValueError("a scan that was not analysed needs coded reasons")
         if (self.outcome is Outcome.EMBOLUS_FOUND) != bool(self.reported):
             raise ValueError(f"{self.outcome} does not go with {len(self.reported)} reported lesions")
-        if self.outcome is Outcome.NOT_ANALYSABLE and self.lesions:
-            raise ValueError(f"{len(self.lesions)} lesions in a scan that is not analysable")
+        if not self.analysed and self.lesions:
+            raise ValueError(f"{len(self.lesions)} lesions in a scan that was not analysed")
+
+    @property
+    def analysed(self) -> bool:
+        return self.outcome in (Outcome.EMBOLUS_FOUND, Outcome.NO_EMBOLUS)
 
     @property
     def reported(self) -> tuple[Lesion, ...]:
@@ -104,12 +110,11 @@ class Findings:
         return sum(lesion.volume_ml for lesion in self.reported)
 
     def to_dict(self) -> dict[str, Any]:
-        analysed = self.outcome is not Outcome.NOT_ANALYSABLE
         return {
             "outcome": self.outcome.value,
             "reasons": [reason.to_dict() for reason in self.reasons],
             "scan_probability": None if self.scan_probability is None else round(self.scan_probability, 4),
-            "clot_burden_ml": round(self.clot_burden_ml, 4) if analysed else None,
+            "clot_burden_ml": round(self.clot_burden_ml, 4) if self.analysed else None,
             "lesions": [lesion.to_dict() for lesion in self.lesions],
             "provenance": dict(self.provenance),
             "notice": RESEARCH_USE_ONLY,

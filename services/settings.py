@@ -85,6 +85,10 @@ class Settings(BaseSettings):
 
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    worker_memory_bytes: int = Field(
+        0, description="Most memory that a job may take beside the networks; 0: what the machine or its container has"
+    )
+    job_timeout_s: float = Field(3600.0, description="An attempt at a job that takes longer is ended")
     lease_s: float = Field(30.0, description="A running job whose worker is silent for this long is given to another")
     max_attempts: int = Field(3, description="A job is tried this often before it is failed")
     sweep_s: float = Field(5.0, description="Time between two sweeps of the relay")

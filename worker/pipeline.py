@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import socket
 import time
-import uuid
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
+from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
-from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, Reason, StateConflict
+from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, OutOfMemory, Reason, StateConflict
 from imaging.findings import Findings, Outcome
 from services.delivery.destinations import Destinations
 from services.dicom.input_reader import read_input
@@ -33,6 +32,7 @@ from services.store.rows import JobRow, JobState, Stage
 from services.store.study_store import StudyStore
 from worker.held_lease import HeldLease
 from worker.job_progress import JobProgress
+from worker.lost_process import TIME_LIMIT, TOOK_TOO_LONG, lease_owner
 from worker.result_identity import identify_result
 from worker.segmenter import Segmenter
 
@@ -71,7 +71,7 @@ class Pipeline:
         if not self.store.room().has_for_result:
             log.warning("job %s waits: the disk has no room for its result", job_id)
             return
-        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"  # a fencing token, new for every claim
+        owner = lease_owner()
         job = self.jobs.claim(job_id, owner, lease_s=self.lease_s)
         if job is None:
             log.info("job %s is not to be had any more", job_id)
@@ -132,9 +132,17 @@ class Pipeline:
             self._hand_back(job, owner)
             return
         # Texts of foreign exceptions may quote a header: neither the log nor the job repeats them.
-        code = error.code if isinstance(error, EmbolensError) else "internal"
-        message = error.message if isinstance(error, EmbolensError) else f"unexpected {type(error).__name__}"
+        match error:
+            case EmbolensError():
+                code, message = error.code, error.message
+            case SoftTimeLimitExceeded():
+                code, message = TIME_LIMIT, TOOK_TOO_LONG
+            case MemoryError():
+                code, message = OutOfMemory.default_code, "the analysis needs more memory than it may have"
+            case _:
+                code, message = "internal", f"unexpected {type(error).__name__}"
         trace = where_raised(error)
+        traceback.clear_frames(error.__traceback__)  # what the analysis held may be all the memory there is
         log.error("job %s: %s (%s)\n%s", job.id, type(error).__name__, code, trace)
         state = self.jobs.fail(job.id, owner, code=code, message=message, max_attempts=self.max_attempts)
         if state is JobState.QUEUED:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import task_failure, worker_process_init
 
-from imaging.errors import EmbolensError
+from imaging.errors import EmbolensError, OutOfMemory
 from services.parent_death import die_with_parent
 from services.process_log import where_raised
 from services.settings import Settings
 from services.task_queue import SEGMENT_TASK, make_celery
+from worker.bounded_memory import bound_memory
+from worker.lost_process import give_back
 from worker.pipeline import Pipeline
 from worker.segmenter import Segmenter
 
@@ -34,7 +36,13 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
     must act, and the jobs wait in the queue meanwhile.
     """
     app = make_celery(settings.redis_url)
-    app.conf.update(worker_proc_alive_timeout=_LOADING_TIMEOUT_S, worker_redirect_stdouts=False)
+    app.conf.update(
+        worker_proc_alive_timeout=_LOADING_TIMEOUT_S,
+        worker_redirect_stdouts=False,
+        worker_lost_wait=1.0,  # for the answer of a process that is gone
+        task_soft_time_limit=settings.job_timeout_s,  # raises in the job
+        task_time_limit=settings.job_timeout_s * 1.25 + 1,  # kills its process, where the job does not hear
+    )
 
     @cache
     def pipeline() -> Pipeline:
@@ -42,7 +50,10 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
 
     @app.task(name=SEGMENT_TASK)
     def segment(job_id: str) -> None:
-        pipeline().run_job(job_id)
+        try:
+            pipeline().run_job(job_id)
+        except MemoryError:  # celery would end the worker with it
+            raise OutOfMemory("no memory was left to record that the job failed") from None
 
     parent_pid = os.getpid()
 
@@ -50,6 +61,7 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
         die_with_parent(parent_pid, signal.SIGKILL)
         try:
             pipeline()
+            bound_memory(settings.worker_memory_bytes)
         except EmbolensError as error:
             log.critical("this worker cannot work: %s [%s]", error, error.code)
             os.kill(parent_pid, CANNOT_WORK)
@@ -58,7 +70,11 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
             log.critical("this worker cannot work: unexpected %s [internal]\n%s", type(error).__name__, trace)
             os.kill(parent_pid, CANNOT_WORK)
 
+    def attempt_is_lost(args: Sequence[str], exception: BaseException, **_: Any) -> None:
+        give_back(args[0], parent_pid, exception, settings)
+
     worker_process_init.connect(begin_process, weak=False)
+    task_failure.connect(attempt_is_lost, weak=False)
     return app
 
 

@@ -133,11 +133,15 @@ def _observation(findings: Findings, study: Dataset) -> dict[str, Any]:
         "code": _concept(codes.SCT.PulmonaryEmbolism),
         "subject": _subject(study),
     }
-    if findings.outcome is Outcome.NOT_ANALYSABLE:
+    if not findings.analysed:
+        failed = findings.outcome is Outcome.FAILED
         return observation | {
             "dataAbsentReason": {
                 "coding": [
-                    {"system": "http://terminology.hl7.org/CodeSystem/data-absent-reason", "code": "not-performed"}
+                    {
+                        "system": "http://terminology.hl7.org/CodeSystem/data-absent-reason",
+                        "code": "error" if failed else "not-performed",
+                    }
                 ],
                 "text": "; ".join(map(reason_line, findings.reasons)),
             }

@@ -9,7 +9,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.valuerep import PersonName
 
-from imaging.findings import RESEARCH_USE_ONLY, Outcome
+from imaging.findings import RESEARCH_USE_ONLY
 from services.delivery.fhir_bundle import DIAGNOSTIC_IMAGING_STUDY, PRESENCE
 from services.delivery.reported_result import ReportedResult
 from services.dicom.headers import text
@@ -72,7 +72,7 @@ def _observations(result: ReportedResult, study: Dataset) -> list[tuple[str, Cod
     """Value type, what is observed, value, units, status."""
     findings = result.findings
     finding = codes.SCT.PulmonaryEmbolism
-    if findings.outcome is Outcome.NOT_ANALYSABLE:
+    if not findings.analysed:
         found = [("CWE", finding, "", "", _CANNOT_BE_OBTAINED)]
     else:
         volume = Code(codes.SCT.Volume.value, "SCT", "Volume of all emboli")

@@ -31,6 +31,7 @@ from services.delivery.destinations import (
     Webhook,
 )
 from services.delivery.dicom_node import send_to_node
+from services.delivery.failure_report import FailureReports
 from services.delivery.folder import copy_to_folder
 from services.delivery.mllp import send_message
 from services.delivery.retention import Retention
@@ -291,6 +292,7 @@ def run_relay(settings: Settings) -> None:
     queue = TaskQueue(settings.redis_url)
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
+    failures = FailureReports(settings, store, JobStore(database))
     index = HeldIndex(database, store)
     retention = Retention(settings, database, store)
 
@@ -303,11 +305,16 @@ def run_relay(settings: Settings) -> None:
     sweeping = threading.Thread(
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
+    telling = threading.Thread(
+        target=repeat, args=(failures.write_due, stopping), kwargs={"pause_s": settings.sweep_s}, name="failures"
+    )
     sweeping.start()
+    telling.start()
     log.info("ready: relay")
     repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
     relay.stop()
     sweeping.join()
+    telling.join()
     queue.close()
     database.close()
 

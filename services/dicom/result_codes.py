@@ -13,6 +13,8 @@ SCHEME = "99EMBOLENS"  # "99": a private coding scheme (PS3.16 section 8.2)
 # Neither SNOMED's "undetermined" nor "indeterminate": those could be read as an opinion on the scan.
 NOT_ANALYSABLE = Code("not_analysable", SCHEME, "Not analysable: nothing is said about it")
 WHY_NOT_ANALYSABLE = Code("why", SCHEME, "Reason why it is not analysable")
+NOT_ANALYSED = Code("not_analysed", SCHEME, "Not analysed, for a technical failure: nothing is said")
+WHY_NOT_ANALYSED = Code("why_failed", SCHEME, "Technical failure why it was not analysed")
 WARNING = Code("warning", SCHEME, "Warning about the image")
 # DICOM's "certainty of finding" would promise what has never been measured in patients.
 SCORE = Code("score", SCHEME, "Score of the networks, 0 to 1")

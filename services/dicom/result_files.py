@@ -102,7 +102,10 @@ def write_results(
 def write_not_analysable(
     findings: Findings, directory: Path, identity: ResultIdentity, files: Sequence[Path]
 ) -> ResultFiles:
-    """Write findings.json and, of DICOM images of one study, all but a SEG: that nothing can be said, and why."""
+    """Write findings.json and, of DICOM images of one study, all but a SEG: that nothing is said, and why.
+
+    Also where the work failed (`Outcome.FAILED`).
+    """
     findings = completed_findings(findings, identity, source=None)
     images = refused_images(files)
     objects: dict[ResultKind, tuple[SopInstance, ...]] = {}

@@ -1,4 +1,4 @@
-"""What is said about a scan in words, the same in every object: "not analysable" is never worded as a negative."""
+"""What is said about a scan in words, the same in every object: "not analysable" and "failed" are no negatives."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ def series_description(findings: Findings) -> str:
     """What a reader sees in the PACS's list of series; at most 64 characters (LO)."""
     if findings.outcome is Outcome.NOT_ANALYSABLE:
         return f"{_PREFIX}not analysable{_SUFFIX}"
+    if findings.outcome is Outcome.FAILED:
+        return f"{_PREFIX}failed, not analysed{_SUFFIX}"
     count = len(findings.reported)
     found = _count(count, "embolus", "emboli") if count else "no embolus found"
     return f"{_PREFIX}{found}{_candidates(findings)}{_SUFFIX}"
@@ -22,6 +24,8 @@ def headline(findings: Findings) -> str:
     """One line: what was found, how much of it and how sure the networks are."""
     if findings.outcome is Outcome.NOT_ANALYSABLE:
         return "Not analysable: nothing is said about emboli"
+    if findings.outcome is Outcome.FAILED:
+        return "Not analysed, for a technical failure: nothing is said about emboli"
     count = len(findings.reported)
     if not count:
         return f"No embolus found{_candidates(findings)}"

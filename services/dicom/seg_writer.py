@@ -30,7 +30,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from imaging.findings import Findings, Outcome
+from imaging.findings import Findings
 from imaging.result import SegmentationResult
 from services.dicom.identity import ResultIdentity
 from services.dicom.reference_headers import reference_headers
@@ -68,7 +68,7 @@ def write_seg(
     """
     if result.artery.shape != source.volume.shape_zyx:
         raise ValueError(f"masks {result.artery.shape} do not lie on the source's grid {source.volume.shape_zyx}")
-    if result.findings.outcome is Outcome.NOT_ANALYSABLE:
+    if not result.findings.analysed:
         raise ValueError("a scan that was not analysable must not get a segmentation that looks like a negative one")
     if not has_segments(result.findings, options):
         raise ValueError("a SEG has at least one segment: without the artery there is none where no embolus was found")

@@ -2,8 +2,8 @@
 
 The first measurement group is about the scan: "pulmonary embolism" is present, absent or not analysable, with coded
 reasons or warnings, and the clot burden. A group for every embolus follows: its measurements, its segment of the SEG.
-Candidates below the threshold are no findings: only the SEG has them. A scan that was not analysable has the first
-group only, without any measurement.
+Candidates below the threshold are no findings: only the SEG has them. A scan that was not analysable, or on
+which the work failed, has the first group only, without any measurement.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ _ANSWER = {
     Outcome.EMBOLUS_FOUND: codes.cid240.Present,
     Outcome.NO_EMBOLUS: codes.cid240.Absent,
     Outcome.NOT_ANALYSABLE: result_codes.NOT_ANALYSABLE,
+    Outcome.FAILED: result_codes.NOT_ANALYSED,
+}
+_WHY = {
+    Outcome.EMBOLUS_FOUND: result_codes.WARNING,
+    Outcome.NO_EMBOLUS: result_codes.WARNING,
+    Outcome.NOT_ANALYSABLE: result_codes.WHY_NOT_ANALYSABLE,
+    Outcome.FAILED: result_codes.WHY_NOT_ANALYSED,
 }
 Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
 
@@ -94,12 +101,12 @@ def write_sr(
 def write_not_analysable_sr(
     images: Sequence[Dataset], findings: Findings, path: Path, *, identity: ResultIdentity
 ) -> SopInstance:
-    """Write the report that nothing can be said about a scan, and why.
+    """Write the report that nothing is said about a scan, and why: it is not analysable, or the work on it failed.
 
     Args:
         images: from `refused_images`, at least one.
     """
-    if findings.outcome is not Outcome.NOT_ANALYSABLE:
+    if findings.analysed:
         raise ValueError(f"{findings.outcome} needs a report with the images that were analysed")
     return _write(images, findings, [_scan_group(findings, identity)], path, identity)
 
@@ -159,10 +166,9 @@ def _text(name: hd.sr.CodedConcept, value: str) -> TextContentItem:
 
 def _scan_group(findings: Findings, identity: ResultIdentity) -> MeasurementsAndQualitativeEvaluations:
     """Without a "finding" of embolism, which a reader who stops there would take for one: the evaluation says it."""
-    analysed = findings.outcome is not Outcome.NOT_ANALYSABLE
-    why = result_codes.WARNING if analysed else result_codes.WHY_NOT_ANALYSABLE
+    why = _WHY[findings.outcome]
     measurements = []
-    if analysed:
+    if findings.analysed:
         assert findings.scan_probability is not None, "given for every scan that was analysed"
         total_ml = round(findings.clot_burden_ml, 4)
         measurements = [

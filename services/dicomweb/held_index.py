@@ -172,7 +172,7 @@ def _has_objects(job: JobRow) -> bool:
     what is purged."""
     if job.results_purged_at is not None:
         return False
-    refused = job.state == JobState.NOT_ANALYSABLE.value and job.findings is not None
+    refused = job.state in (JobState.NOT_ANALYSABLE.value, JobState.FAILED.value) and job.findings is not None
     return refused or job.state in (JobState.DELIVERING.value, JobState.COMPLETED.value)
 
 

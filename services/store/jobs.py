@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -301,7 +301,9 @@ class JobStore:
         ended = {"state": JobState.CANCELLED.value, "finished_at": utc_now()}
         said = {"error_code": _SUPERSEDED, "error_message": message}
         called_off = _try_change(session, earlier, [JobState.DELIVERING], **ended, **said)
-        if called_off or session.scalar(select(JobRow.state).where(JobRow.id == earlier)) == JobState.NOT_ANALYSABLE:
+        _try_change(session, earlier, [JobState.FAILED], JobRow.outcome.is_(None), outcome=JobState.FAILED.value)
+        refused = (JobState.NOT_ANALYSABLE, JobState.FAILED)
+        if called_off or session.scalar(select(JobRow.state).where(JobRow.id == earlier)) in refused:
             _drop_undelivered(session, earlier)
 
     def submit(
@@ -642,6 +644,14 @@ class JobStore:
             )
             _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts=sys.maxsize)
 
+    def fail_for_lost_process(
+        self, job_id: str, owner_prefix: str, *, code: str, message: str, max_attempts: int
+    ) -> JobState:
+        """`fail`, for the process that died with the job; its parent knows how its leases' owners begin."""
+        with self._database.write() as session:
+            held = JobRow.lease_owner.startswith(owner_prefix, autoescape=True)
+            return _fail(session, job_id, held, code, message, max_attempts)
+
     def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
         """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
         with self._database.write() as session:
@@ -655,6 +665,37 @@ class JobStore:
                 if _fail(session, job_id, JobRow.lease_expires_at < utc_now(), WORKER_LOST, message, max_attempts)
                 is JobState.QUEUED
             ]
+
+    # By whoever tells that a job failed
+
+    def unreported_failures(self) -> Sequence[JobRow]:
+        """Failed jobs of which nobody has been told: those without an outcome. The longest failed first."""
+        query = select(JobRow).where(
+            JobRow.state == JobState.FAILED.value, JobRow.outcome.is_(None), JobRow.inputs_digest.is_not(None)
+        )
+        with self._database.read() as session:
+            return session.scalars(query.order_by(JobRow.finished_at)).all()
+
+    def report_failure(
+        self,
+        job: JobRow,
+        findings: Mapping[str, Any],
+        deliveries: Sequence[Delivery | Notification],
+        put_in_place: Callable[[], None],
+    ) -> bool:
+        """The failed job's findings and outbox rows, and its files: `put_in_place` is called while nobody can retry it.
+
+        False where the failure does not count any more: the job is tried again, or was reported by somebody else.
+        """
+        with self._database.write() as session:
+            same = (JobRow.outcome.is_(None), JobRow.finished_at == job.finished_at)
+            outcome = JobState.FAILED.value
+            if not _try_change(session, job.id, [JobState.FAILED], *same, outcome=outcome, findings=dict(findings)):
+                return False
+            _add_to_outbox(session, job.id, deliveries)
+            session.flush()
+            put_in_place()
+            return True
 
     def _change(self, job_id: str, states: Sequence[JobState], *conditions: Any, **values: Any) -> None:
         with self._database.write() as session:

@@ -94,10 +94,8 @@ class Purge:
         together: dict[tuple[str | None, ...], list[JobRow]] = defaultdict(list)
         with self._database.read() as session:
             for job in session.scalars(query):
-                shared = _is_shared(what, job)
-                together[(job.tenant, job.study_instance_uid, job.series_instance_uid) if shared else (job.id,)].append(
-                    job
-                )
+                series = (job.tenant, job.study_instance_uid, job.series_instance_uid)
+                together[series if _is_shared(what, job) else (job.id,)].append(job)
         found = [self._purgeable(what, jobs) for jobs in together.values()]
         return sorted((one for one in found if one is not None), key=lambda one: one.ended_at)
 

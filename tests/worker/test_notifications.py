@@ -18,7 +18,9 @@ from hl7apy.parser import parse_message
 from imaging.findings import RESEARCH_USE_ONLY
 from imaging.volume import CtVolume
 from services.delivery.destinations import Destinations
+from services.delivery.failure_report import FailureReports
 from services.dicom.ct_series_writer import write_ct_series
+from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.outbox import Outbox
@@ -60,7 +62,8 @@ receiving_facility = "Haus & Hof|Ost"
 [[routes]]
 to = ["node:PACS", "webhook:json", "webhook:fhir", "webhook:positive", "hl7:engine"]
 """
-ENDINGS = ["embolus_found", "no_embolus", "not_analysable"]
+ENDINGS = ["embolus_found", "no_embolus", "not_analysable", "failed"]
+WHY_NOT = {"not_analysable": "contrast.none", "failed": "internal"}
 NAME = "Müller^Änne^O'Hara^Dr.^jun."
 
 
@@ -89,7 +92,10 @@ def messages(
         job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1")
         digest = store.write_inputs(job.id, files)
         jobs.complete_intake(job.id, inputs_digest=digest, instance_count=len(files), completion_reason="quiet")
-        pipeline.run_job(job.id)
+        failing = replace(pipeline, segmenter=ThresholdSegmenter(error=KeyError(NAME)), max_attempts=1)
+        (failing if ending == "failed" else pipeline).run_job(job.id)
+        settings = Settings(data_dir=tmp_path, destinations=tmp_path / "destinations.toml")
+        FailureReports(settings, store, jobs).write_due()
         assert jobs.get(job.id).outcome == ending
         return {row.destination: row for row in Outbox(database).of_job(job.id) if row.message_id}
 
@@ -105,8 +111,8 @@ def test_a_webhook_is_told_how_it_ended_and_nobodys_name(
     assert body["type"] == f"result.{ending}"
     said = body["data"]
     assert said["findings"]["outcome"] == ending
-    assert said["embolus_count"] == {"embolus_found": 1, "no_embolus": 0, "not_analysable": None}[ending]
-    assert len(said["objects"]) == {"embolus_found": 5, "no_embolus": 4, "not_analysable": 3}[ending]
+    assert said["embolus_count"] == {"embolus_found": 1, "no_embolus": 0}.get(ending)
+    assert len(said["objects"]) == {"embolus_found": 5, "no_embolus": 4}.get(ending, 3)
     assert said["findings"]["notice"] == RESEARCH_USE_ONLY
     for secret in ("ller", "P|1", "A~4711"):
         assert secret not in rows["webhook:json"].message
@@ -127,10 +133,11 @@ def test_the_fhir_bundle_is_valid_and_says_the_ending(messages: Callable[[str], 
     assert RESEARCH_USE_ONLY in report.conclusion
     assert RESEARCH_USE_ONLY in report.text.div
     (observation,) = report.contained
-    if ending == "not_analysable":
+    if ending in WHY_NOT:
         assert observation.valueCodeableConcept is None
-        assert observation.dataAbsentReason.coding[0].code == "not-performed"
-        assert "contrast.none" in report.conclusion
+        code = {"not_analysable": "not-performed", "failed": "error"}[ending]
+        assert observation.dataAbsentReason.coding[0].code == code
+        assert WHY_NOT[ending] in report.conclusion
         assert report.conclusionCode is None
         assert "no embolus" not in text.lower()
     else:
@@ -164,12 +171,11 @@ def test_the_hl7_message_is_valid_and_says_the_ending(messages: Callable[[str], 
     assert (str(finding[5]).split("^")[0], str(finding[11])) == {
         "embolus_found": ("52101004", "P"),
         "no_embolus": ("272519000", "P"),
-        "not_analysable": ("", "X"),
-    }[ending]
+    }.get(ending, ("", "X"))
     assert str(observations["110180"][5]).startswith("2.25.")
-    if ending == "not_analysable":
+    if ending in WHY_NOT:
         assert "embolus_count" not in observations
-        assert "contrast.none" in row.message
+        assert WHY_NOT[ending] in row.message
         assert "no embolus" not in row.message.lower()
     else:
         assert int(str(observations["embolus_count"][5])) == int(ending == "embolus_found")

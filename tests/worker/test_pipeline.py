@@ -142,7 +142,7 @@ def test_an_unexpected_error_is_tried_again_and_then_failed(
     queue_job: QueueJob, make_pipeline: MakePipeline, jobs: JobStore
 ) -> None:
     job = queue_job()
-    pipeline = make_pipeline(ThresholdSegmenter(error=MemoryError()), max_attempts=2)
+    pipeline = make_pipeline(ThresholdSegmenter(error=KeyError()), max_attempts=2)
 
     pipeline.run_job(job.id)
     after_first = jobs.get(job.id)
@@ -151,7 +151,7 @@ def test_an_unexpected_error_is_tried_again_and_then_failed(
 
     assert (after_first.state, after_first.attempts) == (JobState.QUEUED, 1)
     assert (after_second.state, after_second.attempts) == (JobState.FAILED, 2)
-    assert (after_second.error_code, after_second.error_message) == ("internal", "unexpected MemoryError")
+    assert (after_second.error_code, after_second.error_message) == ("internal", "unexpected KeyError")
 
 
 def test_an_error_of_ours_keeps_its_code(queue_job: QueueJob, make_pipeline: MakePipeline, jobs: JobStore) -> None:

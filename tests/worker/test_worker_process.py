@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from redis import Redis
 
 from services.store.jobs import JobStore
 from services.store.rows import JobRow, JobState, Priority, Stage
@@ -20,51 +18,8 @@ from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 from worker.node_name import node_name
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 QueueJob = Callable[..., JobRow]
 Start = Callable[..., subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def queue(redis_url: str) -> Iterator[TaskQueue]:
-    Redis.from_url(redis_url).flushall()
-    queue = TaskQueue(redis_url)
-    yield queue
-    queue.close()
-
-
-@pytest.fixture
-def start(tmp_path: Path, redis_url: str) -> Iterator[Start]:
-    """Starts a process of Embolens on this test's data directory; all are ended, by pid, at the end."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start_process(*command: str, **environment: str) -> subprocess.Popen[bytes]:
-        with (tmp_path / "processes.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=log,
-                env=os.environ
-                | {
-                    "EMBOLENS_DATA_DIR": str(tmp_path),
-                    "EMBOLENS_REDIS_URL": redis_url,
-                    "EMBOLENS_DESTINATIONS": str(REPOSITORY / "deploy/destinations.toml"),
-                    "EMBOLENS_LEASE_S": "2",
-                    "EMBOLENS_SWEEP_S": "0.5",
-                    "PYTHONPATH": str(REPOSITORY),
-                    "OMP_NUM_THREADS": "1",
-                }
-                | environment,
-            )
-        started.append(process)
-        return process
-
-    yield start_process
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def start_worker(start: Start, *, stage_s: float = 0.0) -> subprocess.Popen[bytes]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cc3d
@@ -20,6 +23,33 @@ from worker.segmenter import OnProgress
 
 CLOT_HU = 50
 LUMEN_HU = 350
+
+
+def _take_all_memory() -> None:
+    taken = []
+    while True:
+        taken.append(np.ones(1 << 24))
+
+
+def _run_for_ever() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def _run_for_ever_and_hear_nothing() -> None:
+    """As C code does, which no Python signal handler interrupts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    _run_for_ever()
+
+
+# What a voxel of this value does to the process.
+POISON: dict[int, Callable[[], object]] = {
+    3001: lambda: ctypes.string_at(0),
+    3002: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    3003: _take_all_memory,
+    3004: _run_for_ever,
+    3005: _run_for_ever_and_hear_nothing,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +71,7 @@ class ThresholdSegmenter:
         self, volume: CtVolume, *, on_progress: OnProgress | None = None, min_score: float | None = None
     ) -> SegmentationResult:
         report = on_progress or (lambda stage, fraction: None)
+        POISON.get(int(volume.hu.max()), lambda: None)()
         for stage in ("roi", "unet", "aanet", "fuse"):
             steps = max(1, int(self.stage_s / 0.02))
             for step in range(steps):

@@ -113,7 +113,7 @@ def test_a_destination_gets_the_objects_that_it_wants(tmp_path: Path) -> None:
         ('[[nodes]]\nae_title = "A"\nhost = "h"\nport = 1\nannounce_to = ["RIS"]\n', "A is announced to node:RIS"),
         ('[[webhooks]]\nname = "a"\nurl = "https://h/"\n', "webhooks.0.secret_file"),
         ('[[webhooks]]\nname = "a"\nurl = "https://u:p@h/"\nsecret_file = "s"\n', "no credentials in the url"),
-        ('[[webhooks]]\nname = "a"\nurl = "https://h/"\nsecret_file = "s"\nevents = ["failed"]\n', "events.0"),
+        ('[[webhooks]]\nname = "a"\nurl = "https://h/"\nsecret_file = "s"\nevents = ["lost"]\n', "events.0"),
         ('[[hl7]]\nname = "a"\nhost = "h"\nport = 2575\nevents = []\n', "hl7.0.events"),
         ('[[routes]]\nto = ["availability:RIS"]\n', "is none of"),
         (TWO + 'objects = ["gsps"]\n', "folders.0.objects.0"),

@@ -44,3 +44,9 @@ def test_a_scan_that_was_not_analysable_is_never_worded_as_a_negative() -> None:
     findings = Findings(Outcome.NOT_ANALYSABLE, reasons=(Reason("contrast.too_low", "90 HU"),))
     assert series_description(findings) == "Embolens: not analysable (research use only)"
     assert headline(findings) == "Not analysable: nothing is said about emboli"
+
+
+def test_a_failure_is_worded_neither_as_a_negative_nor_as_the_scans_fault() -> None:
+    findings = Findings(Outcome.FAILED, reasons=(Reason("worker_killed", "the process was killed"),))
+    assert series_description(findings) == "Embolens: failed, not analysed (research use only)"
+    assert headline(findings) == "Not analysed, for a technical failure: nothing is said about emboli"
