@@ -19,6 +19,7 @@ from api import (
     dicomweb_store_routes,
     event_routes,
     health_routes,
+    metrics_routes,
     page_routes,
     result_routes,
     retrieve_routes,
@@ -75,6 +76,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         dicomweb_search_routes,
         dicomweb_retrieve_routes,
         health_routes,
+        metrics_routes,
         page_routes,
     ):
         app.include_router(routes.router)

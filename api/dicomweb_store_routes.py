@@ -20,6 +20,7 @@ from services.dicomweb.json_model import dicom_json
 from services.dicomweb.resource_urls import PREFIX
 from services.ingest.stow_receiver import StowReceiver
 from services.multipart import MultipartReader
+from services.store.rows import Priority
 
 router = APIRouter(tags=["dicomweb"], prefix=PREFIX)
 
@@ -69,6 +70,7 @@ async def store_instances_of_study(
 async def _store(request: Request, gateway: Gateway, study: str | None, accept: str | None) -> Response:
     check_takes(accept_of(request, accept), DICOM_JSON, "application/json")
     boundary = _boundary(request.headers.get("content-type", ""))
+    await run_in_threadpool(gateway.line.make_sure_of_room, Priority.ROUTINE)
     limits = gateway.settings
     directory = gateway.store.arriving_directory()
     receiver = StowReceiver(

@@ -20,6 +20,7 @@ from services.store.jobs import JobStore
 from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
+from services.store.waiting_line import WaitingLine
 from services.task_queue import TaskQueue
 
 
@@ -34,6 +35,7 @@ class Gateway:
     settings: Settings
     database: Database
     jobs: JobStore
+    line: WaitingLine
     retrievals: RetrievalStore
     outbox: Outbox
     store: StudyStore
@@ -65,7 +67,12 @@ class Gateway:
         store, queue = StudyStore(settings.data_dir), TaskQueue(settings.redis_url)
         jobs, retrievals = JobStore(database), RetrievalStore(database)
         held, index = HeldInstances(store, jobs), HeldIndex(database, store)
-        return cls(settings, database, jobs, retrievals, Outbox(database), store, held, index, queue, rules)
+        line = WaitingLine(
+            database,
+            routine_longest_wait_s=settings.routine_longest_wait_s,
+            queue_max_jobs=settings.queue_max_jobs,
+        )
+        return cls(settings, database, jobs, line, retrievals, Outbox(database), store, held, index, queue, rules)
 
     def close(self) -> None:
         self.queue.close()

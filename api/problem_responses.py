@@ -15,7 +15,7 @@ _MEANINGS = {
     415: "A media type that is not taken",
     422: "Invalid parameters, or an input that cannot be analysed (with coded reasons)",
     500: "An error inside Embolens",
-    503: "Something the gateway depends on does not answer",
+    503: "Something the gateway depends on does not answer; or, with `Retry-After`, too many studies wait already",
     507: "No room left in the data directory",
 }
 

@@ -23,6 +23,7 @@ from imaging.errors import (
     InputTooLarge,
     NotAnalysable,
     NotFound,
+    QueueFull,
     QueueUnavailable,
     Reason,
     StateConflict,
@@ -46,6 +47,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
     (StateConflict, HTTPStatus.CONFLICT),
     (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (QueueUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (QueueFull, HTTPStatus.SERVICE_UNAVAILABLE),
     (NotAcceptable, HTTPStatus.NOT_ACCEPTABLE),
 )
 _STATUS_OF_CODE = {
@@ -67,6 +69,7 @@ _TITLES = {
     "dicomweb.bad_request": "The request is not understood",
     "dicomweb.no_instance": "The request has no instance",
     "queue_unavailable": "The queue does not answer",
+    "queue_full": "Too many studies wait already",
     "database_unavailable": "The database does not answer",
     "request.invalid": "The request's parameters are not valid",
     "retrieve.unknown_node": "No such node to fetch from",
@@ -139,7 +142,8 @@ async def _of_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EmbolensError)
     status = status_of(error)
     reasons = error.reasons if isinstance(error, NotAnalysable) else ()
-    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons)
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
+    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons, headers=headers)
 
 
 async def _of_validation(request: Request, error: Exception) -> Response:

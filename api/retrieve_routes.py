@@ -53,6 +53,7 @@ RetrievalId = Annotated[str, Depends(possible_retrieval_id)]
 def request_retrieval(body: RetrieveRequestSchema, response: Response, gateway: OpenGateway) -> RetrievalSchema:
     """`Location` names the retrieval. A study that is being fetched already is not fetched twice: the answer names the
     retrieval that is under way."""
+    gateway.line.make_sure_of_room(body.priority or Priority.ROUTINE)
     destinations = Destinations.load(gateway.settings.destinations)
     if body.rule is not None:
         row = _run_rule(gateway, _rule(destinations, body.rule), destinations, body.priority)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Header, Query, Request, Response, status
+from fastapi import Path as PathParameter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
@@ -76,9 +77,11 @@ async def submit(
 ) -> JobSchema:
     """Take in an upload and queue it; `Location` names the job.
 
-    Nothing is kept of an upload that is refused or breaks off.
+    Nothing is kept of an upload that is refused or breaks off. Where too many studies wait already the answer is 503
+    (`queue_full`) before anything is read; with `priority=stat` in the query only STAT studies count.
     """
     with gateway.hold_idempotency_key(idempotency_key):
+        await run_in_threadpool(_make_sure_of_room, gateway, priority or Priority.ROUTINE, idempotency_key)
         arriving = gateway.store.arriving_directory()
         try:
             limits = gateway.settings
@@ -126,6 +129,21 @@ def retry(job_id: JobId, gateway: OpenGateway) -> JobSchema:
     return job_view(gateway, job_id)
 
 
+@router.post(
+    "/segment/{job_id}/deliveries/{delivery_id}/retry",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Send one delivery again",
+    response_model=JobSchema,
+    responses=problem_responses(404, 409),
+)
+def retry_delivery(
+    job_id: JobId, delivery_id: Annotated[int, PathParameter(ge=1, le=2**31 - 1)], gateway: OpenGateway
+) -> JobSchema:
+    """Send what is parked, or waits for its next attempt, now, with its attempts counted afresh; others stay parked."""
+    gateway.outbox.retry(job_id, delivery_id)
+    return job_view(gateway, job_id)
+
+
 def _take_in(
     gateway: Gateway, arriving: Path, received: ReceivedUpload, priority: Priority, idempotency_key: str | None
 ) -> JobRow:
@@ -163,6 +181,12 @@ def _take_in(
             _remove_unless_recorded(gateway, job_id)
     _enqueue(gateway, job)
     return job
+
+
+def _make_sure_of_room(gateway: Gateway, priority: Priority, idempotency_key: str | None) -> None:
+    """Raises QueueFull, except for the repetition of a request whose job is there."""
+    if idempotency_key is None or gateway.jobs.by_idempotency_key(idempotency_key, None) is None:
+        gateway.line.make_sure_of_room(priority)
 
 
 def _remove_unless_recorded(gateway: Gateway, job_id: str) -> None:

@@ -16,7 +16,7 @@ from typing import Self
 
 from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, Reason, StateConflict
 from imaging.findings import Findings, Outcome
-from services.delivery.destinations import Destinations
+from services.delivery.destinations_file import DestinationsFile
 from services.dicom.input_reader import read_input
 from services.dicom.result_files import write_not_analysable, write_results
 from services.dicom.seg_options import SegOptions
@@ -27,6 +27,7 @@ from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.rows import JobRow, JobState, Stage
 from services.store.study_store import StudyStore
+from services.store.waiting_line import WaitingLine
 from worker.held_lease import HeldLease
 from worker.job_progress import JobProgress
 from worker.result_identity import identify_result
@@ -41,7 +42,8 @@ class Pipeline:
 
     jobs: JobStore
     store: StudyStore
-    destinations: Destinations
+    destinations: DestinationsFile
+    line: WaitingLine
     segmenter: Segmenter
     lease_s: float
     max_attempts: int
@@ -50,28 +52,37 @@ class Pipeline:
     @classmethod
     def connect(cls, settings: Settings, segmenter: Segmenter) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
+        database = Database(settings.resolved_database_url)
         return cls(
-            jobs=JobStore(Database(settings.resolved_database_url)),
+            jobs=JobStore(database),
             store=StudyStore(settings.data_dir),
-            destinations=Destinations.load(settings.destinations),
+            destinations=DestinationsFile(settings.destinations),
+            line=WaitingLine(database, routine_longest_wait_s=settings.routine_longest_wait_s),
             segmenter=segmenter,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
             seg_options=settings.seg_options,
         )
 
-    def run_job(self, job_id: str) -> None:
-        """Take the job if it is to be had and bring it to an end; nothing it does wrong takes the worker down."""
+    def run_next(self) -> None:
+        """Take the job that is next in line, whichever the message named; nothing where nobody waits."""
+        while (job_id := self.line.next_to_start()) is not None:
+            if self.run_job(job_id):  # else another worker was quicker
+                return
+
+    def run_job(self, job_id: str) -> bool:
+        """Take the job and bring it to an end; nothing it does wrong takes the worker down. False: not to be had."""
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"  # a fencing token, new for every claim
         job = self.jobs.claim(job_id, owner, lease_s=self.lease_s)
         if job is None:
             log.info("job %s is not to be had any more", job_id)
-            return
+            return False
         try:
             with HeldLease(self.jobs, job_id, owner, lease_s=self.lease_s) as lease:
                 self._bring_to_an_end(job, owner, lease)
         except StateConflict:
             log.warning("job %s went to another worker meanwhile; this result is thrown away", job_id)
+        return True
 
     def _bring_to_an_end(self, job: JobRow, owner: str, lease: HeldLease) -> None:
         progress = JobProgress(self.jobs, job.id, owner, lease)
@@ -97,7 +108,7 @@ class Pipeline:
         identity = identify_result(self.segmenter.package, source.content_digest(), seg_options=self.seg_options)
         with self._result_directory(job) as directory:
             written = write_results(source, result, directory, identity, self.seg_options)
-            deliveries = self.destinations.deliveries_for(job, written)
+            deliveries = self.destinations.current().deliveries_for(job, written)
             progress(Stage.WRITE, 1.0)
         self.jobs.finish(
             job.id,
@@ -114,7 +125,7 @@ class Pipeline:
         lease.check()
         with self._result_directory(job) as directory:
             written = write_not_analysable(findings, directory, identity, self.store.read_inputs(job.id))
-            deliveries = self.destinations.deliveries_for(job, written)
+            deliveries = self.destinations.current().deliveries_for(job, written)
         self.jobs.finish_not_analysable(job.id, owner, written.findings.to_dict(), deliveries=deliveries)
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 

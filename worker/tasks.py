@@ -1,4 +1,4 @@
-"""The one task: a job id comes, the pipeline runs. The networks are loaded once per process."""
+"""The one task: a job id comes, the pipeline runs the job that is next in line. The networks are loaded once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
 
     @app.task(name=SEGMENT_TASK)
     def segment(job_id: str) -> None:
-        pipeline().run_job(job_id)
+        pipeline().run_next()  # the id is for those who look into the queue
 
     parent_pid = os.getpid()
 

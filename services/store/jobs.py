@@ -5,8 +5,8 @@
     delivering -> cancelled (late slices) ; failed | cancelled | not_analysable -> queued (retry)
 
 A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when the lease runs
-out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "look at this job":
-`claim` decides, so a message delivered twice does no harm.
+out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "there is a job":
+`waiting_line.py` says which is next and `claim` decides, so a message delivered twice does no harm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import CursorResult, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -38,12 +38,18 @@ from services.store.rows import (
 
 WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
 _SUPERSEDED = "superseded"
+_FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
 _IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def can_start_at(now: datetime) -> ColumnElement[bool]:
+    """Whether a queued job does not wait for its next attempt."""
+    return or_(JobRow.not_before.is_(None), JobRow.not_before <= now)
 
 
 def outbox_key(job_id: str) -> str:
@@ -407,6 +413,16 @@ class JobStore:
             query = select(JobRow).where(JobRow.state == JobState.QUEUED.value).order_by(JobRow.queued_at)
             return session.scalars(query).all()
 
+    def startable(self) -> Sequence[tuple[str, Priority, datetime]]:
+        """Id, priority and time of the last change of the queued jobs that a worker may take now, oldest first."""
+        query = (
+            select(JobRow.id, JobRow.priority, JobRow.updated_at)
+            .where(JobRow.state == JobState.QUEUED.value, can_start_at(utc_now()))
+            .order_by(JobRow.queued_at)
+        )
+        with self._database.read() as session:
+            return [(job_id, Priority(priority), at) for job_id, priority, at in session.execute(query).tuples()]
+
     # By people
 
     def cancel(self, job_id: str) -> JobRow:
@@ -451,6 +467,7 @@ class JobStore:
                 JobRow.inputs_digest.is_not(None),
                 state=JobState.QUEUED.value,
                 queued_at=now,
+                not_before=None,
                 attempts=0,
                 cancel_requested=False,
                 error_code=None,
@@ -750,11 +767,18 @@ def _fail(session: Session, job_id: str, condition: Any, code: str, message: str
         state = JobState.QUEUED if job.attempts < max_attempts else JobState.FAILED
         values |= {"error_code": code, "error_message": message}
     if state is JobState.QUEUED:
-        values["progress"] = 0.0
+        values |= {"progress": 0.0, "not_before": _after_failure(code, job.attempts)}
     else:
         values["finished_at"] = utc_now()
     _change(session, job_id, [JobState.RUNNING], condition, state=state.value, **values)
     return state
+
+
+def _after_failure(code: str, attempts: int) -> datetime | None:
+    """When to try again: later with every attempt that failed. A worker that went silent has let a lease pass."""
+    if code == WORKER_LOST:
+        return None
+    return utc_now() + timedelta(seconds=_FIRST_WAIT_S * 3.0 ** (attempts - 1))
 
 
 __all__ = [
@@ -765,6 +789,7 @@ __all__ = [
     "JobStore",
     "LeaseAnswer",
     "Notification",
+    "can_start_at",
     "outbox_key",
     "utc_now",
 ]
