@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
 _BATCH = 16
-# Longer than sending a batch takes. What a relay that died had claimed is due again after it.
+# Longer than sending one object takes, renewed in between. What a relay that died had claimed is due again after it.
 _CLAIM_S = 120.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
@@ -65,6 +66,7 @@ _DESTINATIONS_AT_ONCE = 32
 _INDEXED_AT_ONCE = 20  # jobs; the rest is for the next sweep
 _LAST_OBJECTS_S = 2.0  # at the end of the process, for what is being sent just then
 _ABORT_S = 1.0
+_LAST_SWEEP_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Relay:
                 due := self._outbox.claim_due(limit=_BATCH, lease_s=_CLAIM_S, destination=destination)
             ):
                 attempts += len(due)
-                self._in_hand |= {row.id: row for row in due}
+                self._in_hand.update({row.id: row for row in due})
                 self._attempt(destination, due)
         except Exception as error:  # noqa: BLE001  the thread's outermost loop; what is left is claimed again in time
             _log_unexpected(destination, error)
@@ -145,6 +147,7 @@ class Relay:
 
     def _send(self, destination: str, rows: Sequence[OutboxRow]) -> None:
         left = {row.id: row for row in rows}
+        claimed_at = time.monotonic()
         try:
             for outcome in self._outcomes(destination, rows):
                 if self._stopping.is_set() and outcome.error is not None:
@@ -153,6 +156,9 @@ class Relay:
                 self._write_down(destination, outcome)
                 if self._stopping.is_set():
                     return
+                if time.monotonic() - claimed_at > _CLAIM_S / 3:  # a slow destination: no other relay must take over
+                    claimed_at = time.monotonic()
+                    self._outbox.hold(list(left.values()), lease_s=_CLAIM_S)
         except SQLAlchemyError:
             raise
         except Exception as error:  # noqa: BLE001  outermost loop: one destination must not stop the others
@@ -326,12 +332,12 @@ def run_relay(settings: Settings) -> None:
     log.info("ready: relay")
     repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
     all_ended = relay.stop()
-    sweeping.join()
+    sweeping.join(_LAST_SWEEP_S)
+    if not all_ended or sweeping.is_alive():
+        log.info("the relay ends in the middle of what it was doing; the next one does it again")
+        os._exit(0)  # the interpreter would wait for threads that wait for a silent peer
     queue.close()
     database.close()
-    if not all_ended:
-        log.info("the relay ends in the middle of what it was sending; the next one sends it again")
-        os._exit(0)  # the interpreter would wait for threads that wait for a silent peer
 
 
 def repeat(work: Callable[[], object], stopping: threading.Event, *, pause_s: float) -> None:

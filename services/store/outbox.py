@@ -179,6 +179,15 @@ class Outbox:
         """Not tried again until somebody says so (`retry`, `JobStore.retry`); stays visible in its job."""
         self._set(row, last_error=error, state=DeliveryState.PARKED.value, **_columns(answer))
 
+    def hold(self, rows: Collection[OutboxRow], *, lease_s: float) -> None:
+        """Claimed rows are kept from other relays for longer."""
+        with self._database.write() as session:
+            session.execute(
+                update(OutboxRow)
+                .where(OutboxRow.id.in_([row.id for row in rows]), OutboxRow.state == DeliveryState.PENDING.value)
+                .values(next_attempt_at=utc_now() + timedelta(seconds=lease_s))
+            )
+
     def give_back(self, rows: Collection[OutboxRow]) -> None:
         """Claimed, and not tried to the end: due at once, and the attempt does not count."""
         with self._database.write() as session:

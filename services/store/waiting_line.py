@@ -18,7 +18,7 @@ from services.store.jobs import can_start_at, utc_now
 from services.store.rows import JobRow, JobState, Priority
 
 STAT_IN_A_ROW = 4
-_JOBS_TIMED = 20  # so many of the last ones say how long a job takes
+_STARTS_TIMED = 50  # of the last so many, those that have ended say how long a job takes
 _SHORTEST_RETRY_AFTER_S, _LONGEST_RETRY_AFTER_S = 5, 600
 _QUEUED = JobRow.state == JobState.QUEUED.value
 
@@ -39,7 +39,7 @@ class WaitingLine:
             if stat is None or routine is None:
                 return next((job_id for job_id, _ in filter(None, (stat, routine))), None)
             overdue = routine[1] + timedelta(seconds=self._routine_longest_wait_s) < now
-            return routine[0] if overdue and _stat_was_long_alone(session) else stat[0]
+            return routine[0] if overdue and _stat_was_long_alone(session, now) else stat[0]
 
     def expected_wait_s(self, position: int) -> float | None:
         """Until the job with so many before it starts, s: by what the last jobs took and how many run at once.
@@ -69,17 +69,9 @@ class WaitingLine:
         raise QueueFull(f"{waiting} studies wait already", retry_after_s=retry_after_s)
 
     def _seconds_per_start(self) -> float | None:
-        lately = (
-            select(JobRow.stage_seconds)
-            .where(
-                JobRow.started_at.is_not(None),
-                JobRow.state.in_([JobState.DELIVERING.value, JobState.COMPLETED.value]),
-            )
-            .order_by(JobRow.started_at.desc())
-            .limit(_JOBS_TIMED)
-        )
+        lately = select(JobRow.stage_seconds).where(JobRow.started_at <= utc_now()).order_by(JobRow.started_at.desc())
         with self._database.read() as session:
-            took_s = [sum(stages.values()) for stages in session.scalars(lately)]
+            took_s = [sum(stages.values()) for stages in session.scalars(lately.limit(_STARTS_TIMED)) if stages]
             running = session.scalar(
                 select(func.count()).select_from(JobRow).where(JobRow.state == JobState.RUNNING.value)
             )
@@ -96,7 +88,7 @@ def _oldest(session: Session, priority: Priority, now: datetime) -> tuple[str, d
     return session.execute(query).tuples().first()  # type: ignore[return-value]  # queued_at is not None
 
 
-def _stat_was_long_alone(session: Session) -> bool:
-    """Whether the last starts were all STAT."""
-    query = select(JobRow.priority).where(JobRow.started_at.is_not(None)).order_by(JobRow.started_at.desc())
+def _stat_was_long_alone(session: Session, now: datetime) -> bool:
+    """Whether the last starts were all STAT. Those that lie ahead, since the clock was set back, do not count."""
+    query = select(JobRow.priority).where(JobRow.started_at <= now).order_by(JobRow.started_at.desc())
     return session.scalars(query.limit(STAT_IN_A_ROW)).all() == [Priority.STAT.value] * STAT_IN_A_ROW

@@ -26,6 +26,7 @@ from pynetdicom.pdu import A_ABORT_RQ
 from sqlalchemy import select
 
 from services.delivery import association
+from services.delivery import relay as relay_process
 from services.delivery.relay import Relay
 from services.embedded_redis import free_port
 from services.settings import Settings
@@ -145,6 +146,7 @@ class Pacs:
         self.statuses: dict[str, int] = {}
         self.comments: dict[str, str] = {}
         self.hung: set[str] = set()
+        self.takes_s = 0.0
         self.stored: Counter[str] = Counter()
         self.aborted = threading.Event()
         self._ending = threading.Event()
@@ -167,8 +169,7 @@ class Pacs:
 
     def _answer(self, event: Event) -> Dataset:
         uid = str(event.request.AffectedSOPInstanceUID)
-        if uid in self.hung:
-            self._ending.wait()
+        self._ending.wait(None if uid in self.hung else self.takes_s)
         answer = Dataset()
         answer.Status = self.statuses.get(uid, 0x0000)
         if uid in self.comments:
@@ -392,6 +393,29 @@ def test_silence_in_the_middle_of_an_association(site: Site, pacs: Pacs, short_w
     healed.stop()
     assert pacs.stored == Counter(uids[:1])
     assert healed.stored == Counter(uids[1:])
+
+
+@pytest.mark.fault(
+    "delivery",
+    "the PACS takes longer over a batch than a relay's claim on it lasts, and a second relay runs",
+    "every object is sent once: the claim is renewed while the batch goes on",
+)
+def test_two_relays_and_a_slow_pacs(site: Site, pacs: Pacs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_process, "_CLAIM_S", 2.0)
+    write_destinations(site.settings, node_toml(pacs.port))
+    job = site.finished_job("node:PACS", objects=6)
+    pacs.takes_s = 0.6
+    first, second = site.relay(), site.relay()
+    first.start_due()
+
+    def completed() -> bool:
+        second.start_due()
+        return site.jobs.get(job.id).state == "completed"
+
+    wait_until(completed)
+    assert pacs.stored == Counter(row.sop_instance_uid or "" for row in site.outbox.of_job(job.id))
+    assert {row.attempts for row in site.outbox.of_job(job.id)} == {1}
+    wait_until(lambda: not association._open)  # nothing is kept of associations that ended
 
 
 @pytest.mark.fault(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import Connection, event, update
 
 from imaging.errors import QueueFull
 from services.store.database import Database
@@ -51,18 +51,24 @@ def test_a_job_whose_attempt_failed_lets_others_go_first_until_its_wait_is_over(
     assert line.next_to_start() == failed.id
 
 
-def test_what_is_next_is_found_by_an_index(database: Database) -> None:
+def test_what_is_next_is_found_by_indexes_alone(database: Database, jobs: JobStore) -> None:
     if not database.is_sqlite:
-        return  # plans of a table without statistics say nothing there
-    with database.read() as session:
-        plan = session.execute(
-            text(
-                "EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE state = 'queued' AND priority = 'stat' "
-                "AND queued_at IS NOT NULL AND (not_before IS NULL OR not_before <= '2026') ORDER BY queued_at LIMIT 1"
-            )
-        ).all()
-    assert [row.detail for row in plan] == [
-        "SEARCH jobs USING INDEX ix_jobs_queue (state=? AND priority=? AND queued_at>?)"
+        return  # the plan for a table of a few rows says nothing there
+    for priority in (STAT, ROUTINE):
+        queued(jobs, priority)
+    plans: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def explain(connection: Connection, _: object, statement: str, parameters: object, *__: object) -> None:
+        if statement.startswith("SELECT"):
+            asked = connection.connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[3] for row in asked)
+
+    WaitingLine(database, routine_longest_wait_s=0.0).next_to_start()
+    assert plans == [
+        "SEARCH jobs USING INDEX ix_jobs_queue (state=? AND priority=? AND queued_at>?)",
+        "SEARCH jobs USING INDEX ix_jobs_queue (state=? AND priority=? AND queued_at>?)",
+        "SEARCH jobs USING INDEX ix_jobs_started (started_at<?)",
     ]
 
 
