@@ -19,6 +19,7 @@ from api import (
     dicomweb_store_routes,
     event_routes,
     health_routes,
+    metrics_routes,
     page_routes,
     result_routes,
     retrieve_routes,
@@ -76,6 +77,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         dicomweb_store_routes,
         dicomweb_search_routes,
         dicomweb_retrieve_routes,
+        metrics_routes,
     ):
         app.include_router(studies.router, dependencies=SCHEMES, responses=ANSWERS_TO_STRANGERS)
     for open_to_all in (health_routes, page_routes, session_routes):

@@ -1,6 +1,6 @@
 """Who calls: decided before a route is looked for, so that no route can be forgotten and no body is read before.
 
-`request.state.principal` is the caller. Reading (GET) needs the scope `read`, everything else `submit`. Open to all are
+`request.state.principal` is the caller. Reading (GET) needs the scope `read` (figures: `metrics`), everything else `submit`. Open to all are
 the health checks, the files of the page (which hold no study) and the login itself.
 """
 
@@ -26,6 +26,7 @@ from services.accounts.principal import UNAUTHENTICATED, Principal, Scope
 
 COOKIE = "embolens_session"
 SESSION_PATH = "/session"
+METRICS_PATH = "/metrics"
 _OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready", SESSION_PATH})
 _PAGES = "/pages/"
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -45,6 +46,12 @@ ANSWERS_TO_STRANGERS = problem_responses(401, 403, 429, 503)
 def is_open(path: str) -> bool:
     """Whether a path is answered without asking who calls."""
     return path in _OPEN_PATHS or path.startswith(_PAGES)
+
+
+def _needed(method: str, path: str) -> Scope:
+    if path == METRICS_PATH:
+        return Scope.METRICS
+    return Scope.READ if method in _READING else Scope.SUBMIT
 
 
 def calling_principal(request: Request) -> Principal:
@@ -73,7 +80,7 @@ class Authentication:
             wait_s = gateway.request_rate.take(principal.name)
             if wait_s:
                 raise TooManyRequests(f"{principal.name!r} asks too often", retry_after_s=wait_s)
-            needed = Scope.READ if scope["method"] in _READING else Scope.SUBMIT
+            needed = _needed(scope["method"], scope["path"])
             if not principal.has(needed):
                 raise NotPermitted(
                     f"{principal.name!r} lacks the scope {needed.value!r}",

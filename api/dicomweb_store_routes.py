@@ -23,6 +23,7 @@ from services.dicomweb.json_model import dicom_json
 from services.dicomweb.resource_urls import PREFIX
 from services.ingest.stow_receiver import StowReceiver
 from services.multipart import MultipartReader
+from services.store.rows import Priority
 
 router = APIRouter(tags=["dicomweb"], prefix=PREFIX)
 
@@ -83,6 +84,7 @@ async def _store(
 ) -> Response:
     check_takes(accept_of(request, accept), DICOM_JSON, "application/json")
     boundary = _boundary(request.headers.get("content-type", ""))
+    await run_in_threadpool(gateway.line.make_sure_of_room, Priority.ROUTINE)
     limits, max_bytes = gateway.settings, gateway.upload_max_bytes(caller)
     directory = gateway.store.arriving_directory()
     receiver = StowReceiver(

@@ -26,6 +26,7 @@ from services.store.jobs import JobStore
 from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
+from services.store.waiting_line import WaitingLine
 from services.task_queue import TaskQueue
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Gateway:
     settings: Settings
     database: Database
     jobs: JobStore
+    line: WaitingLine
     retrievals: RetrievalStore
     outbox: Outbox
     store: StudyStore
@@ -88,9 +90,25 @@ class Gateway:
         store, queue = StudyStore.of(settings), TaskQueue(settings.redis_url)
         jobs, retrievals = JobStore(database), RetrievalStore(database)
         held, index = HeldInstances(store, jobs), HeldIndex(database, store)
-        outbox = Outbox(database)
+        line = WaitingLine(
+            database,
+            routine_longest_wait_s=settings.routine_longest_wait_s,
+            queue_max_jobs=settings.queue_max_jobs,
+        )
         return cls(
-            settings, database, jobs, retrievals, outbox, store, held, index, queue, rules, keys=keys, tokens=tokens
+            settings=settings,
+            database=database,
+            jobs=jobs,
+            line=line,
+            retrievals=retrievals,
+            outbox=Outbox(database),
+            store=store,
+            held=held,
+            index=index,
+            queue=queue,
+            rules=rules,
+            keys=keys,
+            tokens=tokens,
         )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from api.schemas import (
 )
 from imaging.errors import Reason
 from imaging.findings import Findings, Outcome
+from services.delivery.sent_object import status_text, warning_of
 from services.store.rows import FINAL_STATES, DeliveryState, JobRow, JobState, OutboxRow
 
 _TRIED_AGAIN = (DeliveryState.PENDING, DeliveryState.STORED)
@@ -45,9 +46,12 @@ def job_view(gateway: Gateway, job_id: str) -> JobSchema:
     """Raises NotFound."""
     job = gateway.jobs.get(job_id)
     findings = findings_of(job)
+    position = gateway.jobs.queue_position(job)
+    deliveries = gateway.outbox.of_job(job_id)
     return JobSchema.model_validate(
-        _summary(job, gateway.jobs.queue_position(job))
+        _summary(job, position, sum(row.state == DeliveryState.PARKED for row in deliveries))
         | {
+            "expected_wait_s": None if position is None else gateway.line.expected_wait_s(position),
             "completion_reason": job.completion_reason,
             "supersedes": job.supersedes,
             "attempts": job.attempts,
@@ -56,7 +60,7 @@ def job_view(gateway: Gateway, job_id: str) -> JobSchema:
             "results_purged_at": job.results_purged_at,
             "stage_seconds": job.stage_seconds,
             "findings": None if findings is None else FindingsSchema.model_validate(findings),
-            "deliveries": [_delivery(row) for row in gateway.outbox.of_job(job_id)],
+            "deliveries": [_delivery(row) for row in deliveries],
         }
     )
 
@@ -64,7 +68,10 @@ def job_view(gateway: Gateway, job_id: str) -> JobSchema:
 def summaries(gateway: Gateway, jobs: Sequence[JobRow]) -> list[JobSummarySchema]:
     some_are_queued = any(job.state == JobState.QUEUED for job in jobs)
     positions = gateway.jobs.queue_positions() if some_are_queued else {}
-    return [JobSummarySchema.model_validate(_summary(job, positions.get(job.id))) for job in jobs]
+    parked = gateway.outbox.parked_of([job.id for job in jobs])
+    return [
+        JobSummarySchema.model_validate(_summary(job, positions.get(job.id), parked.get(job.id, 0))) for job in jobs
+    ]
 
 
 def progress_view(gateway: Gateway, job_id: str) -> ProgressSchema:
@@ -89,7 +96,7 @@ def findings_of(job: JobRow) -> dict[str, Any] | None:
     return Findings(Outcome.NOT_ANALYSABLE, reasons=reasons).to_dict()
 
 
-def _summary(job: JobRow, queue_position: int | None) -> dict[str, Any]:
+def _summary(job: JobRow, queue_position: int | None, deliveries_parked: int) -> dict[str, Any]:
     findings = job.findings if has_result(job) else None
     error = None if job.error_code is None else JobErrorSchema(code=job.error_code, message=job.error_message or "")
     return {
@@ -98,6 +105,7 @@ def _summary(job: JobRow, queue_position: int | None) -> dict[str, Any]:
         "stage": job.stage,
         "progress": job.progress,
         "queue_position": queue_position,
+        "deliveries_parked": deliveries_parked,
         "priority": job.priority,
         "source": job.source,
         "input_kind": job.input_kind,
@@ -143,12 +151,17 @@ def _links(job: JobRow) -> LinksSchema:
 
 def _delivery(row: OutboxRow) -> DeliverySchema:
     return DeliverySchema(
+        id=row.id,
         destination=row.destination,
         state=DeliveryState(row.state),
         attempts=row.attempts,
         sop_instance_uid=row.sop_instance_uid,
         message_id=row.message_id,
+        last_attempt_at=row.last_attempt_at,
         last_error=row.last_error,
+        dimse_status=None if row.dimse_status is None else status_text(row.dimse_status),
+        status_comment=row.status_comment,
+        warning=None if row.last_error is not None or row.dimse_status is None else warning_of(row.dimse_status),
         next_attempt_at=row.next_attempt_at if row.state in _TRIED_AGAIN else None,
         delivered_at=row.delivered_at,
         committed_at=row.committed_at,

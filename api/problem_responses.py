@@ -19,7 +19,7 @@ _MEANINGS = {
     422: "Invalid parameters, or an input that cannot be analysed (with coded reasons)",
     429: "Too many requests, or too many wrong keys; Retry-After says when to go on",
     500: "An error inside Embolens",
-    503: "Something the gateway depends on does not answer",
+    503: "Something the gateway depends on does not answer; or, with `Retry-After`, too many studies wait already",
     507: "No room left in the data directory",
 }
 

@@ -27,6 +27,7 @@ from imaging.errors import (
     NotFound,
     NotPermitted,
     Purged,
+    QueueFull,
     QueueUnavailable,
     Reason,
     StateConflict,
@@ -57,6 +58,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[EmbolensError], HTTPStatus], ...] = (
     (StateConflict, HTTPStatus.CONFLICT),
     (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (QueueUnavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (QueueFull, HTTPStatus.SERVICE_UNAVAILABLE),
     (NotAcceptable, HTTPStatus.NOT_ACCEPTABLE),
 )
 _STATUS_OF_CODE = {
@@ -89,6 +91,7 @@ _TITLES = {
     "dicomweb.bad_request": "The request is not understood",
     "dicomweb.no_instance": "The request has no instance",
     "queue_unavailable": "The queue does not answer",
+    "queue_full": "Too many studies wait already",
     "database_unavailable": "The database does not answer",
     "request.invalid": "The request's parameters are not valid",
     "retrieve.unknown_node": "No such node to fetch from",
@@ -179,7 +182,7 @@ def _headers_of(error: EmbolensError) -> dict[str, str]:
         return {"WWW-Authenticate": f'Bearer realm="embolens"{shown}'}
     if isinstance(error, NotPermitted):
         return {"WWW-Authenticate": 'Bearer realm="embolens", error="insufficient_scope"'}
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | QueueFull):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     return {"Retry-After": "10"} if isinstance(error, IssuerUnavailable) else {}
 

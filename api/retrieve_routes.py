@@ -60,6 +60,7 @@ def request_retrieval(
 ) -> RetrievalSchema:
     """`Location` names the retrieval. A study that is being fetched already is not fetched twice: the answer names the
     retrieval that is under way."""
+    gateway.line.make_sure_of_room(body.priority or Priority.ROUTINE)
     destinations = Destinations.load(gateway.settings.destinations)
     tenants = gateway.rules.tenants
     visible = [name for name in destinations.retrieved_from() if caller.sees(tenants.of(name))]

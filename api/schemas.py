@@ -65,12 +65,22 @@ class JobErrorSchema(Schema):
 class DeliverySchema(Schema):
     """What became of sending one result object, or one notification, to one destination."""
 
+    id: int = Field(description="For POST to `deliveries/{id}/retry`")
     destination: str = Field(examples=["node:PACS"])
-    state: DeliveryState = Field(description="stored: the destination has it and is yet to commit to keeping it")
+    state: DeliveryState = Field(
+        description="stored: the destination has it and is yet to commit to keeping it; parked: waits for a retry"
+    )
     attempts: int
     sop_instance_uid: str | None = Field(description="null for a notification")
     message_id: str | None = Field(description="Of a notification, the same however often it is sent")
+    last_attempt_at: datetime | None
     last_error: str | None
+    dimse_status: str | None = Field(
+        description="What the destination last answered about this object; null where no answer came",
+        examples=["0xB000"],
+    )
+    status_comment: str | None = Field(description="The destination's own words on it (Error Comment)")
+    warning: str | None = Field(description="The object was taken with a warning", examples=["data elements coerced"])
     next_attempt_at: datetime | None = Field(description="null unless pending or stored")
     delivered_at: datetime | None
     committed_at: datetime | None = Field(description="When the node committed to keeping the object, if it was asked")
@@ -101,6 +111,7 @@ class JobSummarySchema(Schema):
     stage: Stage | None = Field(description="What a running job is doing")
     progress: Fraction = Field(description="Of the whole job")
     queue_position: int | None = Field(description="Jobs that start before this one; null unless queued")
+    deliveries_parked: int = Field(description="Deliveries that failed for too long and wait for somebody's retry")
     priority: Priority
     source: Source
     input_kind: Literal["dicom", "nifti", "nrrd"]
@@ -127,6 +138,9 @@ class JobSummarySchema(Schema):
 class JobSchema(JobSummarySchema):
     """Everything about one job."""
 
+    expected_wait_s: float | None = Field(
+        description="Until it starts, by what the last jobs took; null unless queued, or while nothing is known of that"
+    )
     completion_reason: str | None = Field(description="Why its input was taken for complete")
     supersedes: str | None = Field(description="Job on an earlier, partial state of the same series")
     attempts: int

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Header, Query, Request, Response, status
+from fastapi import Path as PathParameter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
@@ -79,9 +80,11 @@ async def submit(
 ) -> JobSchema:
     """Take in an upload and queue it; `Location` names the job.
 
-    Nothing is kept of an upload that is refused or breaks off.
+    Nothing is kept of an upload that is refused or breaks off. Where too many studies wait already the answer is 503
+    (`queue_full`) before anything is read; with `priority=stat` in the query only STAT studies count.
     """
     with gateway.hold_idempotency_key(caller.tenant, idempotency_key):
+        await run_in_threadpool(_make_sure_of_room, gateway, caller, priority or Priority.ROUTINE, idempotency_key)
         arriving = gateway.store.arriving_directory()
         try:
             received = await receive_upload(
@@ -129,6 +132,21 @@ def retry(job_id: JobId, gateway: OpenGateway) -> JobSchema:
     """Queue a job with `can_retry` again, its attempts counted afresh; of others, send parked deliveries again."""
     job = gateway.jobs.retry(job_id)
     _enqueue(gateway, job)
+    return job_view(gateway, job_id)
+
+
+@router.post(
+    "/segment/{job_id}/deliveries/{delivery_id}/retry",
+    status_code=status.HTTP_202_ACCEPTED,
+    summary="Send one delivery again",
+    response_model=JobSchema,
+    responses=problem_responses(404, 409),
+)
+def retry_delivery(
+    job_id: JobId, delivery_id: Annotated[int, PathParameter(ge=1, le=2**31 - 1)], gateway: OpenGateway
+) -> JobSchema:
+    """Send what is parked, or waits for its next attempt, now, with its attempts counted afresh; others stay parked."""
+    gateway.outbox.retry(job_id, delivery_id)
     return job_view(gateway, job_id)
 
 
@@ -180,6 +198,13 @@ def _take_in(
             _remove_unless_recorded(gateway, job_id)
     _enqueue(gateway, job)
     return job
+
+
+def _make_sure_of_room(gateway: Gateway, caller: Principal, priority: Priority, idempotency_key: str | None) -> None:
+    """Raises QueueFull, except for the repetition of a request whose job is there."""
+    key = idempotency_key
+    if key is None or gateway.jobs.by_idempotency_key(key, None, tenant=caller.tenant) is None:
+        gateway.line.make_sure_of_room(priority)
 
 
 def _remove_unless_recorded(gateway: Gateway, job_id: str) -> None:

@@ -16,6 +16,7 @@ EmbolensError
 ├── Cancelled                 somebody asked for the work to stop
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
 ├── QueueUnavailable          the broker does not answer
+├── QueueFull                 too many studies wait; the sender should come again later (HTTP 503, Retry-After)
 ├── NodeUnavailable           a node to fetch from does not answer, or did not send all of it; it is asked again
 ├── NothingToRetrieve         a node answered, and has nothing that could be fetched (never "nothing found")
 ├── WorklistUnavailable       a worklist's origin server does not answer, or not to us; it is asked again
@@ -143,6 +144,14 @@ class StorageFull(EmbolensError):
 
 class QueueUnavailable(EmbolensError):
     default_code = "queue_unavailable"
+
+
+class QueueFull(EmbolensError):
+    default_code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message, remedy=f"come again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class NodeUnavailable(EmbolensError):

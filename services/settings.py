@@ -83,6 +83,13 @@ class Settings(BaseSettings):
         None, description="PEM certificates whose holders may connect, and by which nodes are checked"
     )
 
+    queue_max_jobs: int = Field(
+        2000,
+        description="With so many waiting, uploads, STOW-RS and `/retrieve` get 503 (C-STORE never); 0: no bound",
+    )
+    routine_longest_wait_s: float = Field(
+        1800.0, description="A routine study that has waited longer starts after at most four STAT studies"
+    )
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     worker_memory_bytes: int = Field(

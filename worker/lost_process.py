@@ -11,7 +11,7 @@ import uuid
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from sqlalchemy.exc import SQLAlchemyError
 
-from imaging.errors import EmbolensError, StateConflict
+from imaging.errors import EmbolensError
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
@@ -31,8 +31,8 @@ def lease_owner() -> str:
     return f"{_owned_by(os.getppid())}{uuid.uuid4().hex[:8]}"
 
 
-def give_back(job_id: str, worker_pid: int, error: BaseException, settings: Settings) -> None:
-    """End the attempt at a job of this worker's now, instead of when the lease runs out."""
+def give_back(worker_pid: int, error: BaseException, settings: Settings) -> None:
+    """End the attempt at the job that this worker's process had now, instead of when the lease runs out."""
     match error:
         case TimeLimitExceeded():
             code, message = TIME_LIMIT, TOOK_TOO_LONG
@@ -42,19 +42,18 @@ def give_back(job_id: str, worker_pid: int, error: BaseException, settings: Sett
             code, message = error.code, error.message
         case _:
             code, message = "internal", f"unexpected {type(error).__name__}"
-    database = Database(settings.resolved_database_url)  # none that the pool's next process would share
+    database = Database.of(settings)  # none that the pool's next process would share
     try:
-        state = JobStore(database).fail_for_lost_process(
-            job_id, _owned_by(worker_pid), code=code, message=message, max_attempts=settings.max_attempts
+        ended = JobStore(database).fail_for_lost_process(
+            _owned_by(worker_pid), code=code, message=message, max_attempts=settings.max_attempts
         )
-    except StateConflict:
-        return  # it had ended before
     except SQLAlchemyError as problem:
-        log.error("job %s: %s; its lease has to run out first (%s)", job_id, message, type(problem).__name__)
+        log.error("%s; the lease of its job has to run out first (%s)", message, type(problem).__name__)
         return
     finally:
         database.close()
-    log.error("job %s: %s; it is %s%s", job_id, message, state, " again" if state is JobState.QUEUED else "")
+    for job_id, state in ended.items():
+        log.error("job %s: %s; it is %s%s", job_id, message, state, " again" if state is JobState.QUEUED else "")
 
 
 def cause_of_death(said: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, OutOfMemory, Reason, StateConflict
 from imaging.findings import Findings, Outcome
-from services.delivery.destinations import Destinations
+from services.delivery.destinations_file import DestinationsFile
 from services.dicom.input_reader import read_input
 from services.dicom.result_files import write_not_analysable, write_results
 from services.dicom.seg_options import SegOptions
@@ -30,6 +30,7 @@ from services.store.disk_room import means_full
 from services.store.jobs import STORAGE_FULL, JobStore
 from services.store.rows import JobRow, JobState, Stage
 from services.store.study_store import StudyStore
+from services.store.waiting_line import WaitingLine
 from worker.held_lease import HeldLease
 from worker.job_progress import JobProgress
 from worker.lost_process import TIME_LIMIT, TOOK_TOO_LONG, lease_owner
@@ -47,7 +48,8 @@ class Pipeline:
 
     jobs: JobStore
     store: StudyStore
-    destinations: Destinations
+    destinations: DestinationsFile
+    line: WaitingLine
     segmenter: Segmenter
     lease_s: float
     max_attempts: int
@@ -56,31 +58,40 @@ class Pipeline:
     @classmethod
     def connect(cls, settings: Settings, segmenter: Segmenter) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
+        database = Database.of(settings)
         return cls(
-            jobs=JobStore(Database.of(settings)),
+            jobs=JobStore(database),
             store=StudyStore.of(settings),
-            destinations=Destinations.load(settings.destinations),
+            destinations=DestinationsFile(settings.destinations),
+            line=WaitingLine(database, routine_longest_wait_s=settings.routine_longest_wait_s),
             segmenter=segmenter,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
             seg_options=settings.seg_options,
         )
 
-    def run_job(self, job_id: str) -> None:
-        """Take the job if it is to be had and bring it to an end; nothing it does wrong takes the worker down."""
+    def run_next(self) -> None:
+        """Take the job that is next in line, whichever the message named; nothing where nobody waits."""
         if not self.store.room().has_for_result:
-            log.warning("job %s waits: the disk has no room for its result", job_id)
+            log.warning("jobs wait: the disk has no room for a result")
             return
+        while (job_id := self.line.next_to_start()) is not None:
+            if self.run_job(job_id):  # else another worker was quicker
+                return
+
+    def run_job(self, job_id: str) -> bool:
+        """Take the job and bring it to an end; nothing it does wrong takes the worker down. False: not to be had."""
         owner = lease_owner()
         job = self.jobs.claim(job_id, owner, lease_s=self.lease_s)
         if job is None:
             log.info("job %s is not to be had any more", job_id)
-            return
+            return False
         try:
             with HeldLease(self.jobs, job_id, owner, lease_s=self.lease_s) as lease:
                 self._bring_to_an_end(job, owner, lease)
         except StateConflict:
             log.warning("job %s went to another worker meanwhile; this result is thrown away", job_id)
+        return True
 
     def _bring_to_an_end(self, job: JobRow, owner: str, lease: HeldLease) -> None:
         progress = JobProgress(self.jobs, job.id, owner, lease)
@@ -106,7 +117,7 @@ class Pipeline:
         identity = identify_result(self.segmenter.package, source.content_digest(), seg_options=self.seg_options)
         with self._result_directory(job) as directory:
             written = write_results(source, result, directory, identity, self.seg_options)
-            deliveries = self.destinations.deliveries_for(job, written)
+            deliveries = self.destinations.current().deliveries_for(job, written)
             progress(Stage.WRITE, 1.0)
         self.jobs.finish(
             job.id,
@@ -123,7 +134,7 @@ class Pipeline:
         lease.check()
         with self._result_directory(job) as directory:
             written = write_not_analysable(findings, directory, identity, self.store.read_inputs(job.id))
-            deliveries = self.destinations.deliveries_for(job, written)
+            deliveries = self.destinations.current().deliveries_for(job, written)
         self.jobs.finish_not_analysable(job.id, owner, written.findings.to_dict(), deliveries=deliveries)
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 

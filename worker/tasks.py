@@ -1,11 +1,11 @@
-"""The one task: a job id comes, the pipeline runs. The networks are loaded once per process."""
+"""The one task: a job id comes, the pipeline runs the job that is next in line. The networks are loaded once."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -51,7 +51,7 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
     @app.task(name=SEGMENT_TASK)
     def segment(job_id: str) -> None:
         try:
-            pipeline().run_job(job_id)
+            pipeline().run_next()  # the id is for those who look into the queue
         except MemoryError:  # celery would end the worker with it
             raise OutOfMemory("no memory was left to record that the job failed") from None
 
@@ -70,8 +70,8 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
             log.critical("this worker cannot work: unexpected %s [internal]\n%s", type(error).__name__, trace)
             os.kill(parent_pid, CANNOT_WORK)
 
-    def attempt_is_lost(args: Sequence[str], exception: BaseException, **_: Any) -> None:
-        give_back(args[0], parent_pid, exception, settings)
+    def attempt_is_lost(exception: BaseException, **_: Any) -> None:
+        give_back(parent_pid, exception, settings)
 
     worker_process_init.connect(begin_process, weak=False)
     task_failure.connect(attempt_is_lost, weak=False)

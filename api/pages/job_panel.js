@@ -1,6 +1,6 @@
 // One study: what was found, the picture, the files, where it was sent. Live by server-sent events while it is open.
 
-import { ENDED, STAGES, element, number, percent, problemText, progressText, resultText, senderText, stageWord, stateWord, studyText, timeText } from "./wording.js";
+import { ENDED, STAGES, durationText, element, number, percent, problemText, progressText, resultText, senderText, stageWord, stateWord, studyText, timeText } from "./wording.js";
 
 const panel = document.getElementById("panel");
 let shownId = null;
@@ -56,7 +56,7 @@ function draw(job, onClose) {
     lesions(job),
     reasons(job),
     files(job),
-    deliveries(job),
+    deliveries(job, onClose),
     facts(job),
     actions(job, onClose),
   ];
@@ -74,7 +74,8 @@ function verdict(job) {
   if (job.state === "running") parts.push(percent(job.progress));
   if (job.scan_probability !== null) parts.push(`probability ${percent(job.scan_probability)}`);
   if (job.clot_burden_ml) parts.push(`clot burden ${number(job.clot_burden_ml, 2)} ml`);
-  if (job.state === "delivering") parts.push("being delivered");
+  if (job.deliveries_parked > 0) parts.push(progressText(job));
+  else if (job.state === "delivering") parts.push("being delivered");
   return element("div", { class: "verdict", "data-kind": kind }, element("strong", {}, title), element("span", {}, parts.join(" · ")));
 }
 
@@ -128,14 +129,21 @@ function files(job) {
   return links.length ? section("Files", element("div", { class: "files" }, ...links)) : null;
 }
 
-function deliveries(job) {
+function deliveries(job, onClose) {
   if (job.deliveries.length === 0) return null;
   const rows = job.deliveries.map((delivery) =>
     element("p", { class: "delivery", "data-state": delivery.state },
       element("strong", {}, delivery.destination),
-      element("span", {}, delivery.state === "delivered" ? `${delivery.committed_at ? "committed" : "delivered"} ${timeText(delivery.delivered_at)}` : `${delivery.state}, tried ${delivery.attempts === 1 ? "once" : `${delivery.attempts} times`}`),
-      delivery.last_error ? element("small", {}, delivery.last_error) : null));
+      element("span", {}, standing(delivery)),
+      ...[delivery.last_error, delivery.warning, delivery.status_comment].filter(Boolean).map((said) => element("small", {}, said)),
+      ["parked", "pending"].includes(delivery.state) && delivery.last_error ? act(job, onClose, "Send now", `${job.links.self}/deliveries/${delivery.id}/retry`, "POST") : null));
   return section("Sent to", ...rows);
+}
+
+function standing(delivery) {
+  if (delivery.state === "delivered") return `${delivery.committed_at ? "committed" : "delivered"} ${timeText(delivery.delivered_at)}`;
+  const tried = `${delivery.state}, tried ${delivery.attempts === 1 ? "once" : `${delivery.attempts} times`}`;
+  return delivery.last_error && delivery.next_attempt_at ? `${tried}, again ${timeText(delivery.next_attempt_at)}` : tried;
 }
 
 function facts(job) {
@@ -146,6 +154,7 @@ function facts(job) {
     ["From", senderText(job)],
     ["Images", String(job.instance_count)],
     ["Received", new Date(job.created_at).toLocaleString()],
+    ["Starts in about", job.expected_wait_s === null ? null : durationText(job.expected_wait_s)],
     ["Took", seconds ? `${number(seconds, 1)} s` : null],
     ["Attempts", job.attempts > 1 ? String(job.attempts) : null],
     ["Complete because", job.completion_reason],
@@ -156,18 +165,20 @@ function facts(job) {
   return section("Details", element("dl", {}, ...pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])));
 }
 
+function act(job, onClose, text, path, method) {
+  return element("button", { type: "button", onclick: async (event) => {
+    event.target.disabled = true;
+    const response = await fetch(path, { method });
+    if (!response.ok) panel.append(element("p", { class: "reason bad" }, await problemText(response)));
+    openPanel(job.id, onClose);
+  } }, text);
+}
+
 function actions(job, onClose) {
-  const act = (text, path, method) =>
-    element("button", { type: "button", onclick: async (event) => {
-      event.target.disabled = true;
-      const response = await fetch(path, { method });
-      if (!response.ok) panel.append(element("p", { class: "reason bad" }, await problemText(response)));
-      openPanel(job.id, onClose);
-    } }, text);
   const made = [];
-  if (["receiving", "queued", "running"].includes(job.state)) made.push(act("Cancel", job.links.self, "DELETE"));
-  if (job.can_retry) made.push(act("Try again", `${job.links.self}/retry`, "POST"));
-  if (job.deliveries.some((delivery) => delivery.state === "parked")) made.push(act("Send again", `${job.links.self}/retry`, "POST"));
+  if (["receiving", "queued", "running"].includes(job.state)) made.push(act(job, onClose, "Cancel", job.links.self, "DELETE"));
+  if (job.can_retry) made.push(act(job, onClose, "Try again", `${job.links.self}/retry`, "POST"));
+  if (!job.can_retry && job.deliveries_parked > 0) made.push(act(job, onClose, "Send again", `${job.links.self}/retry`, "POST"));
   return made.length ? element("div", { class: "actions" }, ...made) : null;
 }
 

@@ -38,6 +38,7 @@ export const stageWord = (stage) => STAGE_WORDS[stage] ?? stage;
 
 export function progressText(job) {
   if (job.state === "running" && job.stage) return stageWord(job.stage);
+  if (job.deliveries_parked > 0) return job.deliveries_parked === 1 ? "1 delivery parked" : `${job.deliveries_parked} deliveries parked`;
   if (job.state === "queued" && job.queue_position !== null) {
     if (job.queue_position === 0) return "Next in line";
     return job.queue_position === 1 ? "1 study before it" : `${job.queue_position} studies before it`;
@@ -61,6 +62,11 @@ export function timeText(iso) {
   const today = new Date().toDateString() === time.toDateString();
   const clock = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
   return today ? clock : `${time.toLocaleDateString([], { day: "numeric", month: "short" })}, ${clock}`;
+}
+
+export function durationText(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${number(seconds / 3600, 1)} h`;
 }
 
 export function shortUid(uid) {

@@ -13,7 +13,7 @@ const FILTERS = [
   ["In progress", (job) => !ENDED.has(job.state)],
   ["Embolus found", (job) => job.outcome === "embolus_found"],
   ["No embolus", (job) => job.outcome === "no_embolus"],
-  ["Needs a look", (job) => ["not_analysable", "failed"].includes(job.state)],
+  ["Needs a look", (job) => ["not_analysable", "failed"].includes(job.state) || job.deliveries_parked > 0],
 ];
 
 const body = document.getElementById("jobs");
@@ -48,7 +48,7 @@ function draw() {
   const shown = [...jobs.values()].filter(FILTERS[chosen][1]).sort((a, b) => (a.created_at < b.created_at ? 1 : -1));
   const opened = decodeURIComponent(location.hash.slice(1));
   const wanted = shown.map((job) => {
-    const said = JSON.stringify([job.updated_at, job.queue_position, new Date().toDateString()]);
+    const said = JSON.stringify([job.updated_at, job.queue_position, job.deliveries_parked, new Date().toDateString()]);
     let known = rows.get(job.id);
     if (!known) {
       known = { row: element("tr", { onclick: () => (location.hash = job.id) }), said: "" };

@@ -15,6 +15,7 @@ from services.delivery.destinations import Node
 
 CONNECTION_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 60.0
+_open: set[Association] = set()  # of this process, from the connection on
 
 
 @contextmanager
@@ -42,11 +43,18 @@ def association_with(
     for sop_class_uid, transfer_syntax_uid in sorted(set(presentations)):
         ae.add_requested_context(sop_class_uid, transfer_syntax_uid)
     tls_args = None if tls is None else (tls, node.host)
+    kept: list[evt.EventHandlerType] = [
+        (evt.EVT_CONN_OPEN, lambda event: _open.add(event.assoc)),
+        (evt.EVT_CONN_CLOSE, lambda event: _open.discard(event.assoc)),
+    ]
     association = ae.associate(
-        node.host, node.port, ae_title=node.ae_title, tls_args=tls_args, evt_handlers=list(handlers)
+        node.host, node.port, ae_title=node.ae_title, tls_args=tls_args, evt_handlers=[*handlers, *kept]
     )
     if association.is_rejected:
-        raise DeliveryError(f"{node.ae_title} rejected the association", remedy="does it know our AE title?")
+        raise DeliveryError(
+            f"{node.ae_title} rejected the association ({_rejection(association)})",
+            remedy="does it know our AE title?",
+        )
     if association.rejected_contexts and not association.accepted_contexts:
         refused = ", ".join(sorted({UID(sop_class_uid).name for sop_class_uid, _ in presentations}))
         raise DeliveryError(f"{node.ae_title} does not take: {refused}")
@@ -60,3 +68,15 @@ def association_with(
             association.release()
         else:
             association.abort()
+
+
+def abort_open_associations() -> None:
+    """Tell every peer that this process ends its association (A-ABORT), without waiting for those who do not listen."""
+    for association in list(_open):
+        association.abort(block=False)
+
+
+def _rejection(association: Association) -> str:
+    """PS3.8 9.3.4: whether it may be tried again, and why."""
+    said = association.acceptor.primitive
+    return "no reason given" if said is None else f"{said.result_str}: {said.reason_str}".lower()

@@ -14,12 +14,10 @@ from pynetdicom.association import Association
 from imaging.errors import DeliveryError, DeliveryRefused
 from services.delivery.association import REPLY_TIMEOUT_S, association_with
 from services.delivery.destinations import Node
-from services.delivery.sent_object import SentObject
+from services.delivery.sent_object import DUPLICATE, WARNINGS, SentObject, status_text
 from services.dicom.headers import MALFORMED
 
 _SUCCESS = 0x0000
-_WARNINGS = frozenset({0xB000, 0xB006, 0xB007, 0x0001, 0x0107, 0x0116})  # PS3.4 Table B.2-1, PS3.7 C.2: it is stored
-_DUPLICATE = 0x0111  # PS3.7 C.5.7: it has this instance; our UIDs are derived from content, so it is the same one
 _OUT_OF_RESOURCES = range(0xA700, 0xA800)
 # What an object is sent in where its own transfer syntax is not taken. Every node must take the last (PS3.5 10.1).
 _FALLBACKS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -75,7 +73,7 @@ def _send(association: Association, node: Node, path: Path) -> SentObject:
         raise DeliveryError(f"{node.ae_title} ended the association")
     try:
         instance = _as_accepted(dcmread(path), association)
-        status = association.send_c_store(instance).get("Status")
+        answer = association.send_c_store(instance)
     except DeliveryError as error:
         return SentObject(path, error)
     except OSError as error:
@@ -84,17 +82,18 @@ def _send(association: Association, node: Node, path: Path) -> SentObject:
         return SentObject(path, DeliveryRefused(f"{node.ae_title} does not take this object: {error}"))
     except RuntimeError as error:
         raise DeliveryError(f"{node.ae_title} ended the association") from error
+    status, comment = answer.get("Status"), str(answer.get("ErrorComment") or "")
     if status is None:
         raise DeliveryError(f"{node.ae_title} did not answer within {REPLY_TIMEOUT_S:g} s or broke off")
-    if status == _SUCCESS:
-        return SentObject(path)
-    if status in _WARNINGS:
-        return SentObject(path, note=f"stored with warning 0x{status:04X}")
-    if status == _DUPLICATE:
-        return SentObject(path, note=f"which it had already (0x{status:04X})")
+    return SentObject(path, _refusal(node, status), status, comment)
+
+
+def _refusal(node: Node, status: int) -> DeliveryError | None:
     if status in _OUT_OF_RESOURCES:
-        return SentObject(path, DeliveryError(f"{node.ae_title} is out of resources (0x{status:04X})"))
-    return SentObject(path, DeliveryRefused(f"{node.ae_title} refused the object (0x{status:04X})"))
+        return DeliveryError(f"{node.ae_title} is out of resources ({status_text(status)})")
+    if status in (_SUCCESS, DUPLICATE) or status in WARNINGS:
+        return None
+    return DeliveryRefused(f"{node.ae_title} refused the object ({status_text(status)})")
 
 
 def _as_accepted(instance: Dataset, association: Association) -> Dataset:

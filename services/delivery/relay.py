@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, DeliveryError
+from services.delivery.association import abort_open_associations
 from services.delivery.attempts import UNKNOWN_DESTINATION, park_if_hopeless, try_later
 from services.delivery.availability import announce
 from services.delivery.destinations import (
@@ -23,13 +27,13 @@ from services.delivery.destinations import (
     NODE,
     WEBHOOK,
     Destination,
-    Destinations,
     DicomWeb,
     Folder,
     Hl7,
     Node,
     Webhook,
 )
+from services.delivery.destinations_file import DestinationsFile
 from services.delivery.dicom_node import send_to_node
 from services.delivery.failure_report import FailureReports
 from services.delivery.folder import copy_to_folder
@@ -46,7 +50,7 @@ from services.process_signals import stop_on_signal
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
-from services.store.outbox import Outbox
+from services.store.outbox import Answer, Outbox
 from services.store.rows import DeliveryState, OutboxRow
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -56,12 +60,25 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
 _BATCH = 16
-# Longer than sending a batch takes. What a relay that died had claimed is due again after it.
+# Longer than sending one object takes, renewed in between. What a relay that died had claimed is due again after it.
 _CLAIM_S = 120.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
 _DESTINATIONS_AT_ONCE = 32
 _INDEXED_AT_ONCE = 20  # jobs; the rest is for the next sweep
+_LAST_OBJECTS_S = 2.0  # at the end of the process, for what is being sent just then
+_ABORT_S = 1.0
+_LAST_SWEEP_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one row; without an error it has arrived."""
+
+    row: OutboxRow
+    error: DeliveryError | None = None
+    answer: Answer | None = None
+    note: str = ""
 
 
 class Relay:
@@ -72,11 +89,12 @@ class Relay:
         self._settings = settings
         self._outbox = outbox
         self._store = store
-        self._modified_at = _modified_at(settings.destinations)
-        self._destinations = Destinations.load(settings.destinations)
+        self._file = DestinationsFile(settings.destinations)
+        self._destinations = self._file.current()
         self._reports = CommitmentReports(outbox, settings)
         self._threads = ThreadPoolExecutor(_DESTINATIONS_AT_ONCE, thread_name_prefix="delivery")
         self._busy: dict[str, Future[int]] = {}
+        self._in_hand: dict[int, OutboxRow] = {}  # claimed, and nothing written down about them yet
         self._stopping = threading.Event()
 
     def deliver_due(self) -> int:
@@ -92,10 +110,20 @@ class Relay:
             if destination not in self._busy:
                 self._busy[destination] = self._threads.submit(self._deliver_to, destination)
 
-    def stop(self) -> None:
-        """Wait for what is being sent; nothing else is begun."""
+    def stop(self) -> bool:
+        """Nothing else is begun; the object that is being sent just then may arrive yet. Associations that take longer
+        are aborted, and what was not sent is due at once for the next relay.
+
+        Returns False where a thread still waits for a silent peer: the process may end all the same.
+        """
         self._stopping.set()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        _, silent = wait(self._busy.values(), timeout=_LAST_OBJECTS_S)
+        if silent:
+            abort_open_associations()
+            _, silent = wait(silent, timeout=_ABORT_S)
+        self._outbox.give_back(list(self._in_hand.values()))
+        return not silent
 
     def _deliver_to(self, destination: str) -> int:
         attempts = 0
@@ -104,6 +132,7 @@ class Relay:
                 due := self._outbox.claim_due(limit=_BATCH, lease_s=_CLAIM_S, destination=destination)
             ):
                 attempts += len(due)
+                self._in_hand.update({row.id: row for row in due})
                 self._attempt(destination, due)
         except Exception as error:  # noqa: BLE001  the thread's outermost loop; what is left is claimed again in time
             _log_unexpected(destination, error)
@@ -113,52 +142,65 @@ class Relay:
         self._send(destination, [row for row in due if row.state == DeliveryState.PENDING])
         stored = sorted((row for row in due if row.state == DeliveryState.STORED), key=lambda row: row.job_id)
         for _, of_job in groupby(stored, key=lambda row: row.job_id):
-            self._ask_to_commit(destination, list(of_job))
+            asked = list(of_job)
+            self._ask_to_commit(destination, asked)
+            for row in asked:
+                self._in_hand.pop(row.id, None)
 
     def _send(self, destination: str, rows: Sequence[OutboxRow]) -> None:
         left = {row.id: row for row in rows}
+        claimed_at = time.monotonic()
         try:
-            for row, error, note in self._outcomes(destination, rows):
-                del left[row.id]
-                if error is not None:
-                    try_later(self._outbox, row, error, self._settings)
-                    continue
-                if self._is_to_commit(destination):
-                    self._outbox.stored(row)
-                else:
-                    self._outbox.delivered(row)
-                what = row.sop_instance_uid or f"notification {row.message_id}"
-                log.info("job %s: %s has %s %s", row.job_id, destination, what, note)
+            for outcome in self._outcomes(destination, rows):
+                if self._stopping.is_set() and outcome.error is not None:
+                    return  # no fault of the destination's; `stop` gives back what is in hand
+                del left[outcome.row.id]
+                self._write_down(destination, outcome)
+                if self._stopping.is_set():
+                    return
+                if time.monotonic() - claimed_at > _CLAIM_S / 3:  # a slow destination: no other relay must take over
+                    claimed_at = time.monotonic()
+                    self._outbox.hold(list(left.values()), lease_s=_CLAIM_S)
         except SQLAlchemyError:
             raise
         except Exception as error:  # noqa: BLE001  outermost loop: one destination must not stop the others
             _log_unexpected(destination, error)
             for row in left.values():
-                try_later(self._outbox, row, DeliveryError(f"unexpected {type(error).__name__}"), self._settings)
+                self._write_down(destination, _Outcome(row, DeliveryError(f"unexpected {type(error).__name__}")))
 
-    def _outcomes(
-        self, destination: str, rows: Sequence[OutboxRow]
-    ) -> Iterator[tuple[OutboxRow, DeliveryError | None, str]]:
-        """Each row with what went wrong, or else with what there is to say."""
+    def _write_down(self, destination: str, outcome: _Outcome) -> None:
+        row, answer = outcome.row, outcome.answer
+        if outcome.error is not None:
+            try_later(self._outbox, row, outcome.error, self._settings, answer=answer or Answer())
+        elif self._is_to_commit(destination):
+            self._outbox.stored(row, answer)
+        else:
+            self._outbox.delivered(row, answer)
+        self._in_hand.pop(row.id, None)
+        if outcome.error is None:
+            what = row.sop_instance_uid or f"notification {row.message_id}"
+            log.info("job %s: %s has %s %s", row.job_id, destination, what, outcome.note)
+
+    def _outcomes(self, destination: str, rows: Sequence[OutboxRow]) -> Iterator[_Outcome]:
         if not rows:
             return
         listed = self._destinations.find(destination)
         if listed is None:
             unknown = self._unknown(destination)
-            yield from ((row, unknown, "") for row in rows)
+            yield from (_Outcome(row, unknown) for row in rows)
         elif destination.startswith((WEBHOOK, HL7, AVAILABILITY)):
             for row in rows:
                 try:
                     note = self._notify(listed, row)
                 except DeliveryError as error:
-                    yield row, error, ""
+                    yield _Outcome(row, error)
                 else:
-                    yield row, None, note
+                    yield _Outcome(row, note=note)
         else:
             by_path = {self._path(row): row for row in rows}
             objects = {path: row.sop_instance_uid or "" for path, row in by_path.items()}
             for sent in self._send_objects(listed, objects):
-                yield by_path[sent.path], sent.error, sent.note
+                yield _Outcome(by_path[sent.path], sent.error, Answer(sent.status, sent.comment), sent.note)
 
     def _send_objects(self, destination: Destination, objects: Mapping[Path, str]) -> Iterator[SentObject]:
         """`objects`: path to SOP Instance UID."""
@@ -249,30 +291,16 @@ class Relay:
         return self._store.data_dir / row.object_path
 
     def _reload_changed_destinations(self) -> None:
-        """So that a node can be added without a restart; a file that is wrong changes nothing."""
-        modified_at = _modified_at(self._settings.destinations)
-        if modified_at == self._modified_at:
-            return
-        self._modified_at = modified_at
-        try:
-            self._destinations = Destinations.load(self._settings.destinations)
-        except ConfigurationError as error:
-            log.error("the destinations stay as they were: %s", error)
-        else:
-            log.info("destinations read again")
-            self._outbox.make_due(self._destinations.names())
+        """So that a node can be added without a restart."""
+        current = self._file.current()
+        if current is not self._destinations:
+            self._destinations = current
+            self._outbox.make_due(current.names())
 
 
 def _log_unexpected(destination: str, error: Exception) -> None:
     trace = where_raised(error)
     log.error("delivery to %s: unexpected %s\n%s", destination, type(error).__name__, trace)
-
-
-def _modified_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def run_relay(settings: Settings) -> None:
@@ -312,9 +340,12 @@ def run_relay(settings: Settings) -> None:
     telling.start()
     log.info("ready: relay")
     repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
-    relay.stop()
-    sweeping.join()
-    telling.join()
+    all_ended = relay.stop()
+    for thread in (sweeping, telling):
+        thread.join(_LAST_SWEEP_S)
+    if not all_ended or sweeping.is_alive() or telling.is_alive():
+        log.info("the relay ends in the middle of what it was doing; the next one does it again")
+        os._exit(0)  # the interpreter would wait for threads that wait for a silent peer
     queue.close()
     database.close()
 

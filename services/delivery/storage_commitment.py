@@ -23,7 +23,7 @@ from services.delivery.destinations import Node
 from services.dicom.headers import MALFORMED
 from services.dicom.sop_reference import reference_to
 from services.settings import Settings
-from services.store.outbox import Outbox
+from services.store.outbox import Answer, Outbox
 from services.store.rows import OutboxRow
 
 PROPOSED = tuple((StorageCommitmentPushModel, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian))
@@ -117,6 +117,6 @@ class CommitmentReports:
             if row.sop_instance_uid in failed:
                 reason = failed[row.sop_instance_uid]
                 error = DeliveryError(f"{ae_title} does not commit to keeping the object (0x{reason:04X})")
-                try_later(self._outbox, row, error, self._settings)
+                try_later(self._outbox, row, error, self._settings, answer=Answer(reason))
         log.info("%s keeps %d objects and not %d others", ae_title, len(committed), len(failed))
         return _SUCCESS, None

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from imaging.errors import ConfigurationError, DeliveryError, DeliveryRefused
 from services.delivery.destinations import DicomWeb
-from services.delivery.sent_object import SentObject
+from services.delivery.sent_object import DUPLICATE, SentObject, status_text
 from services.dicom.headers import MALFORMED
 from services.dicomweb_client import dicomweb_client
 from services.settings import Settings
@@ -22,7 +22,6 @@ _CHUNK_BYTES = 1024**2
 _ANSWERED = frozenset({200, 202, 409})  # PS3.18 10.5.3.1: with a response about every instance
 _UNAUTHORIZED = frozenset({401, 403})
 _BUSY = frozenset({408, 425, 429, 502, 503, 504})
-_DUPLICATE = 0x0111
 
 
 def store_at(service: DicomWeb, objects: Mapping[Path, str], settings: Settings) -> Iterator[SentObject]:
@@ -88,16 +87,17 @@ def _outcome(service: DicomWeb, response: httpx.Response, path: Path, sop_instan
         failed = _item_of(said.get("FailedSOPSequence"), sop_instance_uid)
         stored = _item_of(said.get("ReferencedSOPSequence"), sop_instance_uid)
         reason = None if failed is None else int(failed.get("FailureReason") or 0)
-        warning = None if stored is None else stored.get("WarningReason")
+        warning = 0 if stored is None else int(stored.get("WarningReason") or 0)
     except (*MALFORMED, UnicodeDecodeError):
         return SentObject(path, _unclear(service, status, "with nothing that could be read"))
-    if reason == _DUPLICATE:
-        return SentObject(path, note=f"which it had already (0x{reason:04X})")
+    if reason == DUPLICATE:
+        return SentObject(path, status=reason)
     if reason is not None:
-        return SentObject(path, DeliveryRefused(f"{service.name} refused the object (0x{reason:04X})"))
+        refused = DeliveryRefused(f"{service.name} refused the object ({status_text(reason)})")
+        return SentObject(path, refused, reason)
     if stored is None:
         return SentObject(path, _unclear(service, status, "and says nothing of the object"))
-    return SentObject(path, note="" if warning is None else f"stored with warning 0x{int(warning):04X}")
+    return SentObject(path, status=warning)
 
 
 def _store_instances_response(response: httpx.Response) -> Dataset:

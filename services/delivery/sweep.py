@@ -8,8 +8,7 @@ from datetime import timedelta
 
 from imaging.errors import QueueUnavailable
 from services.settings import Settings
-from services.store.jobs import STORAGE_FULL, WORKER_LOST, JobStore, utc_now
-from services.store.rows import JobRow, Priority
+from services.store.jobs import JobStore, utc_now
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 
@@ -17,8 +16,6 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 24 * 3600.0
 _LEFTOVERS_EVERY_S = 3600.0
-_FULL_DISK_WAIT_S = 15.0  # a worker that still has no room does not begin
-_FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
 
 
 class Sweep:
@@ -45,8 +42,8 @@ class Sweep:
     def _enqueue_what_the_queue_lost(self) -> None:
         """Queued jobs of which the queue knows nothing.
 
-        A job that a worker has taken from the queue and not yet claimed is enqueued a second time; whoever comes
-        second finds it claimed.
+        A message only says that there is a job: as many messages as jobs that can start are enough, whosever ids they
+        carry. One too many does no harm, since whoever gets it finds nothing to claim.
         """
         try:
             waiting = self._queue.waiting()
@@ -58,11 +55,16 @@ class Sweep:
         self._queue_answers = True
         if not self._has_room():
             return
-        now = utc_now()
-        for job in self._jobs.queued():
-            if job.id not in waiting and job.updated_at + self._wait(job) < now:
-                log.info("job %s is enqueued again", job.id)
-                self._queue.enqueue(job.id, Priority(job.priority))
+        startable = self._jobs.startable()
+        on_the_way_since = utc_now() - timedelta(seconds=self._settings.sweep_s)
+        unknown = [
+            (job_id, priority)
+            for job_id, priority, changed_at in startable
+            if job_id not in waiting and changed_at < on_the_way_since
+        ]
+        for job_id, priority in unknown[: max(len(startable) - len(waiting), 0)]:
+            log.info("job %s is enqueued again", job_id)
+            self._queue.enqueue(job_id, priority)
 
     def _has_room(self) -> bool:
         """Whether a worker would begin with a job; one in the queue that no worker could take is back here."""
@@ -70,17 +72,6 @@ class Sweep:
         if had_room and not self._had_room:
             log.error("the disk of the data directory is full; queued jobs wait until there is room")
         return self._had_room
-
-    def _wait(self, job: JobRow) -> timedelta:
-        """How long the job has been queued before the sweep enqueues it: longer with every attempt that failed.
-
-        A worker that went silent has let a whole lease pass already.
-        """
-        if job.error_code == STORAGE_FULL:
-            return timedelta(seconds=_FULL_DISK_WAIT_S)
-        failed = job.attempts if job.error_code not in (None, WORKER_LOST) else 0
-        spacing_s = _FIRST_WAIT_S * 3.0 ** (failed - 1) if failed else 0.0
-        return timedelta(seconds=max(self._settings.sweep_s, spacing_s))
 
     def _remove_directories_without_job(self) -> None:
         """Job directories older than a day that no row knows, as a process leaves behind that died before its insert.

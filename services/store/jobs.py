@@ -5,8 +5,8 @@
     delivering -> cancelled (late slices) ; failed | cancelled | not_analysable -> queued (retry)
 
 A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when the lease runs
-out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "look at this job":
-`claim` decides, so a message delivered twice does no harm.
+out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "there is a job":
+`waiting_line.py` says which is next and `claim` decides, so a message delivered twice does no harm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import CursorResult, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -42,6 +42,8 @@ WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went si
 STORAGE_FULL = "storage_full"  # of one that had no room for its result
 CANCELLED = "cancelled"  # the error code of a job that somebody wanted to stop
 _SUPERSEDED = "superseded"
+_FULL_DISK_WAIT_S = 15.0  # a worker that still has no room does not begin
+_FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
 _IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
@@ -53,6 +55,11 @@ def utc_now() -> datetime:
 def receiving_key(series_instance_uid: str | None) -> str:
     """What `Database.one_at_a_time` is asked for by those who open a job for a pushed series, or purge its files."""
     return f"receiving {series_instance_uid}"
+
+
+def can_start_at(now: datetime) -> ColumnElement[bool]:
+    """Whether a queued job does not wait for its next attempt."""
+    return or_(JobRow.not_before.is_(None), JobRow.not_before <= now)
 
 
 def outbox_key(job_id: str) -> str:
@@ -436,6 +443,16 @@ class JobStore:
             query = select(JobRow).where(JobRow.state == JobState.QUEUED.value).order_by(JobRow.queued_at)
             return session.scalars(query).all()
 
+    def startable(self) -> Sequence[tuple[str, Priority, datetime]]:
+        """Id, priority and time of the last change of the queued jobs that a worker may take now, oldest first."""
+        query = (
+            select(JobRow.id, JobRow.priority, JobRow.updated_at)
+            .where(JobRow.state == JobState.QUEUED.value, can_start_at(utc_now()))
+            .order_by(JobRow.queued_at)
+        )
+        with self._database.read() as session:
+            return [(job_id, Priority(priority), at) for job_id, priority, at in session.execute(query).tuples()]
+
     # By people
 
     def cancel(self, job_id: str) -> JobRow:
@@ -487,6 +504,7 @@ class JobStore:
                 JobRow.inputs_digest.is_not(None),
                 state=JobState.QUEUED.value,
                 queued_at=now,
+                not_before=None,
                 attempts=0,
                 cancel_requested=False,
                 error_code=None,
@@ -645,12 +663,16 @@ class JobStore:
             _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts=sys.maxsize)
 
     def fail_for_lost_process(
-        self, job_id: str, owner_prefix: str, *, code: str, message: str, max_attempts: int
-    ) -> JobState:
-        """`fail`, for the process that died with the job; its parent knows how its leases' owners begin."""
+        self, owner_prefix: str, *, code: str, message: str, max_attempts: int
+    ) -> dict[str, JobState]:
+        """`fail`, for the process that died with its job; its parent knows how its leases' owners begin.
+
+        Returns the state of each job that it had: none, where it had ended before.
+        """
+        held = JobRow.lease_owner.startswith(owner_prefix, autoescape=True)
         with self._database.write() as session:
-            held = JobRow.lease_owner.startswith(owner_prefix, autoescape=True)
-            return _fail(session, job_id, held, code, message, max_attempts)
+            running = session.scalars(select(JobRow.id).where(JobRow.state == JobState.RUNNING.value, held)).all()
+            return {job_id: _fail(session, job_id, held, code, message, max_attempts) for job_id in running}
 
     def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
         """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
@@ -844,11 +866,20 @@ def _fail(session: Session, job_id: str, condition: Any, code: str, message: str
         state = JobState.QUEUED if job.attempts < max_attempts else JobState.FAILED
         values |= {"error_code": code, "error_message": message}
     if state is JobState.QUEUED:
-        values["progress"] = 0.0
+        values |= {"progress": 0.0, "not_before": _after_failure(code, job.attempts)}
     else:
         values["finished_at"] = utc_now()
     _change(session, job_id, [JobState.RUNNING], condition, state=state.value, **values)
     return state
+
+
+def _after_failure(code: str, attempts: int) -> datetime | None:
+    """When to try again: later with every attempt that failed. A worker that went silent has let a lease pass."""
+    if code == WORKER_LOST:
+        return None
+    if code == STORAGE_FULL:
+        return utc_now() + timedelta(seconds=_FULL_DISK_WAIT_S)
+    return utc_now() + timedelta(seconds=_FIRST_WAIT_S * 3.0 ** (attempts - 1))
 
 
 __all__ = [
@@ -860,6 +891,7 @@ __all__ = [
     "JobStore",
     "LeaseAnswer",
     "Notification",
+    "can_start_at",
     "outbox_key",
     "utc_now",
 ]

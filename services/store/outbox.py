@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from imaging.errors import NotFound, StateConflict
 from imaging.findings import Outcome
 from services.store.database import Database
 from services.store.jobs import outbox_key, utc_now
-from services.store.rows import DeliveryState, JobRow, JobState, OutboxRow, Priority
+from services.store.rows import STATUS_COMMENT_LENGTH, DeliveryState, JobRow, JobState, OutboxRow, Priority
 
 _URGENCY = case(
     (
@@ -44,6 +46,14 @@ def _due(now: datetime) -> ColumnElement[bool]:
             and_(OutboxRow.state == DeliveryState.STORED.value, ~to_be_sent_there),
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a destination said of an object; `status` is None where it said nothing."""
+
+    status: int | None = None
+    comment: str = ""
 
 
 class Outbox:
@@ -85,13 +95,17 @@ class Outbox:
             due = session.scalars(query).all()
             for row in due:
                 row.next_attempt_at = now + timedelta(seconds=lease_s)
+                row.last_attempt_at = now
                 row.attempts += 1
             return due
 
-    def delivered(self, row: OutboxRow) -> None:
-        """The destination has it. The job is completed with its last delivery, in the same transaction."""
+    def delivered(self, row: OutboxRow, answer: Answer | None = None) -> None:
+        """The destination has it. The job is completed with its last delivery, in the same transaction.
+
+        Without an answer, here as below, what it answered before stays.
+        """
         with self._database.write() as session:
-            self._deliver(session, [row.id], row.job_id)
+            self._deliver(session, [row.id], row.job_id, **_columns(answer))
 
     def _deliver(self, session: Session, row_ids: Collection[int], job_id: str, **more: object) -> None:
         now = utc_now()
@@ -112,10 +126,10 @@ class Outbox:
                 .values(state=JobState.COMPLETED.value, finished_at=now, updated_at=now)
             )
 
-    def stored(self, row: OutboxRow) -> None:
+    def stored(self, row: OutboxRow, answer: Answer | None = None) -> None:
         """The node has it and is yet to commit to keeping it. What it was asked about it before counts no more."""
-        stored = DeliveryState.STORED.value
-        self._set(row, state=stored, transaction_uid=None, last_error=None, next_attempt_at=utc_now())
+        stored = {"state": DeliveryState.STORED.value, "transaction_uid": None, "last_error": None}
+        self._set(row, **stored, next_attempt_at=utc_now(), **_columns(answer))
 
     def asking(
         self, rows: Sequence[OutboxRow], transaction_uid: str, *, wait_s: float, error: str | None = None
@@ -149,14 +163,69 @@ class Outbox:
                 self._deliver(session, [row.id for row in rows if row.job_id == job_id], job_id, committed_at=utc_now())
 
     def postpone(
-        self, row: OutboxRow, error: str, *, wait_s: float, state: DeliveryState = DeliveryState.PENDING
+        self,
+        row: OutboxRow,
+        error: str,
+        *,
+        wait_s: float,
+        state: DeliveryState = DeliveryState.PENDING,
+        answer: Answer | None = None,
     ) -> None:
         """`state` is what it waits in: a stored row may wait to be asked for, or to be sent again."""
-        self._set(row, last_error=error, state=state.value, next_attempt_at=utc_now() + timedelta(seconds=wait_s))
+        next_attempt_at = utc_now() + timedelta(seconds=wait_s)
+        self._set(row, last_error=error, state=state.value, next_attempt_at=next_attempt_at, **_columns(answer))
 
-    def park(self, row: OutboxRow, error: str) -> None:
-        """Not tried again until somebody says so (`JobStore.retry`); stays visible in its job."""
-        self._set(row, last_error=error, state=DeliveryState.PARKED.value)
+    def park(self, row: OutboxRow, error: str, answer: Answer | None = None) -> None:
+        """Not tried again until somebody says so (`retry`, `JobStore.retry`); stays visible in its job."""
+        self._set(row, last_error=error, state=DeliveryState.PARKED.value, **_columns(answer))
+
+    def hold(self, rows: Collection[OutboxRow], *, lease_s: float) -> None:
+        """Claimed rows are kept from other relays for longer."""
+        with self._database.write() as session:
+            session.execute(
+                update(OutboxRow)
+                .where(OutboxRow.id.in_([row.id for row in rows]), OutboxRow.state == DeliveryState.PENDING.value)
+                .values(next_attempt_at=utc_now() + timedelta(seconds=lease_s))
+            )
+
+    def give_back(self, rows: Collection[OutboxRow]) -> None:
+        """Claimed, and not tried to the end: due at once, and the attempt does not count."""
+        with self._database.write() as session:
+            session.execute(
+                update(OutboxRow)
+                .where(
+                    OutboxRow.id.in_([row.id for row in rows]),
+                    OutboxRow.state.in_([DeliveryState.PENDING.value, DeliveryState.STORED.value]),
+                )
+                .values(next_attempt_at=utc_now(), attempts=OutboxRow.attempts - 1)
+            )
+
+    def retry(self, job_id: str, delivery_id: int) -> None:
+        """Send one delivery now, its attempts counted afresh: a parked one, or one that waits for its next attempt.
+
+        Raises:
+            NotFound: the job has no such delivery.
+            StateConflict: it has arrived.
+        """
+        with self._database.write() as session:
+            row = session.get(OutboxRow, delivery_id)
+            if row is None or row.job_id != job_id:
+                raise NotFound(f"job {job_id} has no delivery {delivery_id}")
+            if row.state not in (DeliveryState.PARKED, DeliveryState.PENDING):
+                raise StateConflict(f"delivery {delivery_id} is {row.state}: nothing to retry")
+            row.state = DeliveryState.PENDING.value
+            row.next_attempt_at = row.created_at = utc_now()
+            row.attempts = 0
+
+    def parked_of(self, job_ids: Collection[str]) -> dict[str, int]:
+        """How many deliveries are parked, of those of the jobs that have any."""
+        query = (
+            select(OutboxRow.job_id, func.count())
+            .where(OutboxRow.job_id.in_(job_ids), OutboxRow.state == DeliveryState.PARKED.value)
+            .group_by(OutboxRow.job_id)
+        )
+        with self._database.read() as session:
+            return dict(session.execute(query).tuples().all())
 
     def make_due(self, destinations: Collection[str]) -> None:
         """What is pending for these destinations is tried now, with a fresh count of attempts."""
@@ -186,3 +255,9 @@ class Outbox:
         with self._database.write() as session:
             not_delivered = OutboxRow.state != DeliveryState.DELIVERED.value  # meanwhile, by another process
             session.execute(update(OutboxRow).where(OutboxRow.id == row.id, not_delivered).values(**values))
+
+
+def _columns(answer: Answer | None) -> dict[str, object]:
+    if answer is None:
+        return {}
+    return {"dimse_status": answer.status, "status_comment": answer.comment[:STATUS_COMMENT_LENGTH] or None}

@@ -25,6 +25,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 TENANT_LENGTH = 32
 DEFAULT_TENANT = "default"
 ADDRESS_LENGTH = 64  # of an IP address, or as much of a host name
+STATUS_COMMENT_LENGTH = 64  # of an Error Comment (0000,0902), which is LO
 
 
 class JobState(StrEnum):
@@ -128,6 +129,7 @@ class JobRow(Base):
         arrivals: how often a process other than the listener has said that an instance of the series lies on disk.
         inputs_digest: None before the inputs are recorded, and once they are purged.
         inputs_purged_at / results_purged_at: since when these files count as gone, though some may lie there yet.
+        not_before: a queued job whose last attempt failed waits until then.
         indexed_at: `updated_at` as it was when the job's files were last put into the index that DICOMweb searches.
     """
 
@@ -135,6 +137,8 @@ class JobRow(Base):
     __table_args__ = (
         Index("ix_jobs_state_created", "state", "created_at"),
         Index("ix_jobs_series", "series_instance_uid"),
+        Index("ix_jobs_queue", "state", "priority", "queued_at"),
+        Index("ix_jobs_started", "started_at"),
         UniqueConstraint("idempotency_key", name="uq_jobs_idempotency_key"),
         Index("ix_jobs_tenant_created", "tenant", "created_at"),
     )
@@ -175,6 +179,7 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     queued_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     indexed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -188,6 +193,9 @@ class OutboxRow(Base):
     A notification has a `message_id` that stays the same however often it is sent. Its `message` is what is sent, as
     text; it goes from here when it has arrived, and is None where it is made of the rows of the node in `waits_for`:
     a notification is not due before that node has all of the job's objects.
+
+    `dimse_status` and `status_comment` (Error Comment, 0000,0902) are what the destination last answered about the
+    object; None where its last attempt brought no answer. The comment may quote the patient: it is not logged.
     """
 
     __tablename__ = "outbox"
@@ -210,7 +218,10 @@ class OutboxRow(Base):
     state: Mapped[str] = mapped_column(String(16), default=DeliveryState.PENDING.value)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     next_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_attempt_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_error: Mapped[str | None] = mapped_column(Text)
+    dimse_status: Mapped[int | None] = mapped_column(Integer)
+    status_comment: Mapped[str | None] = mapped_column(String(STATUS_COMMENT_LENGTH))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     transaction_uid: Mapped[str | None] = mapped_column(String(64))

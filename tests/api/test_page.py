@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from imaging.errors import Reason
 from services.accounts.key_store import FIRST_KEY_FILE
+from services.store.jobs import Delivery
+from services.store.outbox import Answer
 from services.store.rows import Stage
 
 # fmt: off
@@ -132,6 +134,26 @@ def test_series_cancelled_while_it_arrives_is_not_offered_for_another_try(page: 
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#panel .verdict")).to_contain_text("Cancelled")
     expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+def test_parked_delivery_stands_out_and_is_sent_again_alone(page: Page, gateway, nifti):
+    job_id = gateway.submit(nifti)
+    gateway.finish(job_id, deliveries=tuple(Delivery("node:PACS", "x", "1.2", f"1.2.{number}") for number in range(3)))
+    parked, also_parked, taken = gateway.outbox.of_job(job_id)
+    gateway.outbox.park(parked, "PACS refused the object (0xC000)", Answer(0xC000, "<b>cannot understand</b>"))
+    gateway.outbox.park(also_parked, "PACS refused the object (0xC000)")
+    gateway.outbox.delivered(taken, Answer(0xB000))
+    page.reload()
+    page.get_by_role("button", name="Needs a look").click()
+    expect(page.locator("#jobs tr")).to_contain_text("2 deliveries parked")
+    page.goto(f"{gateway.url}/#{job_id}")
+    sent = page.locator("#panel .delivery")
+    expect(sent.nth(0)).to_contain_text("<b>cannot understand</b>")
+    expect(sent.nth(2)).to_contain_text("data elements coerced")
+    sent.nth(0).get_by_role("button", name="Send now").click()
+    expect(sent.nth(0)).to_contain_text("pending")
+    expect(page.locator("#panel .verdict")).to_contain_text("1 delivery parked")
+    assert [row.state for row in gateway.outbox.of_job(job_id)] == ["pending", "parked", "delivered"]
 
 
 def test_policy_of_the_page_lets_nothing_in_from_elsewhere(gateway):

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from services.delivery.destinations import Destinations
+from services.delivery.destinations_file import DestinationsFile
 from services.dicom.seg_options import DEFAULT_OPTIONS
 from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
+from services.store.waiting_line import WaitingLine
 from services.task_queue import TaskQueue
 from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
 from worker.pipeline import Pipeline
@@ -45,7 +46,12 @@ def queue_job(jobs: JobStore, store: StudyStore) -> Callable[..., JobRow]:
     """
 
     def queue(
-        *, artery_hu: int = LUMEN_HU, clot: bool = True, poison_hu: int = -800, file: bytes | None = None
+        *,
+        artery_hu: int = LUMEN_HU,
+        clot: bool = True,
+        poison_hu: int = -800,
+        file: bytes | None = None,
+        priority: Priority = Priority.ROUTINE,
     ) -> JobRow:
         job_id = str(uuid.uuid4())
         path = store.upload_directory(job_id) / "ct.nii.gz"
@@ -64,7 +70,7 @@ def queue_job(jobs: JobStore, store: StudyStore) -> Callable[..., JobRow]:
             input_kind="nifti",
             inputs_digest=store.write_inputs(job_id, [path]),
             instance_count=1,
-            priority=Priority.ROUTINE,
+            priority=priority,
         )
         return job
 
@@ -72,14 +78,15 @@ def queue_job(jobs: JobStore, store: StudyStore) -> Callable[..., JobRow]:
 
 
 @pytest.fixture
-def make_pipeline(jobs: JobStore, store: StudyStore, tmp_path: Path) -> Callable[..., Pipeline]:
+def make_pipeline(jobs: JobStore, store: StudyStore, database: Database) -> Callable[..., Pipeline]:
     """A pipeline around a segmenter."""
 
     def make(segmenter: ThresholdSegmenter, *, lease_s: float = 30.0, max_attempts: int = 3) -> Pipeline:
         return Pipeline(
             jobs=jobs,
             store=store,
-            destinations=Destinations.load(REPOSITORY / "deploy/destinations.toml"),
+            destinations=DestinationsFile(REPOSITORY / "deploy/destinations.toml"),
+            line=WaitingLine(database, routine_longest_wait_s=1800.0),
             segmenter=segmenter,
             lease_s=lease_s,
             max_attempts=max_attempts,

@@ -17,7 +17,7 @@ from hl7apy.parser import parse_message
 
 from imaging.findings import RESEARCH_USE_ONLY
 from imaging.volume import CtVolume
-from services.delivery.destinations import Destinations
+from services.delivery.destinations_file import DestinationsFile
 from services.delivery.failure_report import FailureReports
 from services.dicom.ct_series_writer import write_ct_series
 from services.settings import Settings
@@ -70,7 +70,7 @@ NAME = "Müller^Änne^O'Hara^Dr.^jun."
 @pytest.fixture
 def pipeline(make_pipeline: Callable[..., Pipeline], tmp_path: Path) -> Pipeline:
     (tmp_path / "destinations.toml").write_text(DESTINATIONS)
-    destinations = Destinations.load(tmp_path / "destinations.toml")
+    destinations = DestinationsFile(tmp_path / "destinations.toml")
     return replace(make_pipeline(ThresholdSegmenter()), destinations=destinations)
 
 

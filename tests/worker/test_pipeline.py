@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from imaging.errors import ConfigurationError
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume
+from services.delivery.destinations_file import DestinationsFile
 from services.dicom.ct_series_writer import write_ct_series
 from services.store.database import Database
 from services.store.jobs import JobStore
@@ -282,3 +284,20 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def test_a_destination_that_is_added_while_the_worker_runs_counts_from_the_next_job_on(
+    queue_job: QueueJob, make_pipeline: MakePipeline, database: Database, tmp_path: Path
+) -> None:
+    file = tmp_path / "destinations.toml"
+    file.write_text("")
+    pipeline = replace(make_pipeline(ThresholdSegmenter()), destinations=DestinationsFile(file))
+    before, after = queue_job(), queue_job()
+    pipeline.run_job(before.id)
+    file.write_text(
+        '[[webhooks]]\nname = "ris"\nurl = "https://ris.example/"\nsecret_file = "secret"\n'
+        '[[routes]]\nto = ["webhook:ris"]\n'
+    )
+    pipeline.run_job(after.id)
+    outbox = Outbox(database)
+    assert [row.destination for job in (before, after) for row in outbox.of_job(job.id)] == ["webhook:ris"]

@@ -40,7 +40,7 @@ def test_a_job_id_in_the_queue_is_all_a_worker_needs(
 
 def test_stat_overtakes_routine(start: Start, queue: TaskQueue, queue_job: QueueJob, jobs: JobStore) -> None:
     routine = [queue_job() for _ in range(3)]
-    stat = queue_job()
+    stat = queue_job(priority=Priority.STAT)
     for job in routine:
         queue.enqueue(job.id, Priority.ROUTINE)
     queue.enqueue(stat.id, Priority.STAT)

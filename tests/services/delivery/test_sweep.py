@@ -27,6 +27,7 @@ SWEEP_S = 3.0
 
 @pytest.fixture
 def queue(redis_url: str) -> Iterator[TaskQueue]:
+    Redis.from_url(redis_url).flushall()
     queue = TaskQueue(redis_url)
     yield queue
     queue.close()
@@ -44,8 +45,8 @@ def let_pass(seconds: float, database: Database) -> None:
             job.updated_at -= timedelta(seconds=seconds)
 
 
-def queued_job(jobs: JobStore) -> JobRow:
-    job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="CT1")
+def queued_job(jobs: JobStore, series: str = "1.2.3") -> JobRow:
+    job = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid=series, calling_ae_title="CT1")
     jobs.complete_intake(job.id, inputs_digest="d", instance_count=1, completion_reason="test", priority=Priority.STAT)
     return jobs.get(job.id)
 
@@ -86,7 +87,10 @@ def test_a_failed_attempt_is_followed_by_the_next_after_a_wait_that_grows(
 
     def is_enqueued(waited_s: float) -> bool:
         with database.write() as session:
-            session.execute(update(JobRow).values(updated_at=utc_now() - timedelta(seconds=waited_s)))
+            for one in session.scalars(select(JobRow)):
+                one.updated_at -= timedelta(seconds=waited_s)
+                assert one.not_before is not None
+                one.not_before -= timedelta(seconds=waited_s)
         sweep.run()
         return job.id in queue.waiting()
 
@@ -94,7 +98,22 @@ def test_a_failed_attempt_is_followed_by_the_next_after_a_wait_that_grows(
         jobs.claim(job.id, "worker", lease_s=60)
         jobs.fail(job.id, "worker", code="internal", message="disk", max_attempts=9)
         assert not is_enqueued(longest_s - 1)
-    assert is_enqueued(longest_s + 1)
+    assert is_enqueued(2)
+
+
+def test_as_many_messages_as_jobs_are_enough_whosever_ids_they_carry(
+    sweep: Sweep, jobs: JobStore, queue: TaskQueue, database: Database, redis_url: str
+) -> None:
+    made = [queued_job(jobs, series) for series in ("1.2.3", "1.2.4", "1.2.5")]
+    for job in made[:2]:
+        queue.enqueue(job.id, Priority.STAT)
+    jobs.claim(made[1].id, "a worker that got another job's message", lease_s=60)
+    let_pass(SWEEP_S + 1.0, database)
+    sweep.run()
+    assert queue.waiting() == {made[0].id, made[1].id}  # two messages, and two jobs wait
+    Redis.from_url(redis_url).lpop("stat")
+    sweep.run()
+    assert len(queue.waiting()) == 2
 
 
 def test_a_job_directory_that_no_job_knows_is_removed_after_a_day(

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from imaging.volume import CtVolume
-from services.delivery.destinations import Destinations
+from services.delivery.destinations_file import DestinationsFile
 from services.delivery.relay import Relay
 from services.dicom.ct_series_writer import write_ct_series
 from services.dicom.seg_options import DEFAULT_OPTIONS
@@ -22,6 +22,7 @@ from services.store.database import Database
 from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from services.store.rows import JobRow, WorklistItemRow
+from services.store.waiting_line import WaitingLine
 from services.store.worklist_items import WorklistItems
 from services.worklist.performers import Performers
 from tests.services.ingest.peers import QUIET_S, Receiving, push, wait_until
@@ -103,7 +104,8 @@ class Site(Receiving):
         Pipeline(
             jobs=self.jobs,
             store=self.store,
-            destinations=Destinations.load(self.settings.destinations),
+            destinations=DestinationsFile(self.settings.destinations),
+            line=WaitingLine(self.database, routine_longest_wait_s=1800.0),
             segmenter=segmenter or ThresholdSegmenter(),
             lease_s=30.0,
             max_attempts=1,
