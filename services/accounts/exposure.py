@@ -67,8 +67,8 @@ def weakness(password: str | None) -> str | None:
         return "has no password"
     if len(password) < LEAST_LENGTH:
         return f"has a password of fewer than {LEAST_LENGTH} characters"
-    words = re.findall(r"[a-z]+", password.lower())
-    if words and all(word in _WELL_KNOWN.split() for word in words):
+    letters = re.sub(r"[^a-z]", "", password.lower())
+    if re.fullmatch(f"(?:{'|'.join(_WELL_KNOWN.split())})+", letters):
         return "has a well-known password"
     if len(set(password)) < _LEAST_DIFFERENT:
         return "has a password of few different characters"

@@ -69,26 +69,33 @@ class TokenChecker:
             algorithm = header.get("alg")
             if algorithm not in ALGORITHMS:
                 raise NotAuthenticated(f"a token signed by {str(algorithm)[:16]!r}", code="token.invalid")
-            key, only_for = self._key(header.get("kid"))
-            if only_for not in (None, algorithm):
-                raise NotAuthenticated(f"a token signed by {algorithm} with a key for another", code="token.invalid")
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                key,
-                algorithms=[algorithm],
-                issuer=self._issuer,
-                audience=self._settings.oidc_audience,
-                leeway=_LEEWAY_S,
-                options={"require": ["exp", "iss", "aud", "sub"]},
-            )
+            key_id = header.get("kid")
+            try:
+                claims = self._claims(token, algorithm, self._key(key_id))
+            except jwt.InvalidSignatureError:
+                if key_id is not None:
+                    raise
+                claims = self._claims(token, algorithm, self._key(None, anew=True))  # a new key, without a name as well
         except jwt.ExpiredSignatureError:
             raise NotAuthenticated("the token has expired", code="token.expired") from None
-        except (
-            jwt.PyJWTError,
-            TypeError,
-        ) as error:  # its text names the check that failed, or quotes the token: not both
+        except (jwt.PyJWTError, TypeError) as error:  # its text may quote the token
             raise NotAuthenticated(f"the token is not valid: {type(error).__name__}", code="token.invalid") from None
         return self._principal(claims)
+
+    def _claims(self, token: str, algorithm: str, known: _Key) -> dict[str, Any]:
+        key, only_for = known
+        if only_for not in (None, algorithm):
+            raise NotAuthenticated(f"a token signed by {algorithm} with a key for another", code="token.invalid")
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            issuer=self._issuer,
+            audience=self._settings.oidc_audience,
+            leeway=_LEEWAY_S,
+            options={"require": ["exp", "iss", "aud", "sub"]},
+        )
+        return claims
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         tenant = DEFAULT_TENANT
@@ -103,15 +110,21 @@ class TokenChecker:
         scopes = frozenset(scope for scope in Scope if prefix + scope.value in values)
         return Principal(f"oidc:{claims['sub']}"[:255], tenant, scopes)
 
-    def _key(self, key_id: str | None) -> _Key:
-        """The issuer's key of this id; the only one where the token names none."""
-        if (known := self._find(key_id)) is not None and time.monotonic() - self._fetched_at <= _KEYS_FRESH_S:
+    def _key(self, key_id: str | None, *, anew: bool = False) -> _Key:
+        """The issuer's key of this id; the only one where the token names none. `anew`: not the one known so far."""
+        if (
+            not anew
+            and (known := self._find(key_id)) is not None
+            and time.monotonic() - self._fetched_at <= _KEYS_FRESH_S
+        ):
             return known
         with self._lock:  # one caller fetches, and the others wait for what it gets
             failure = None
             now = time.monotonic()
             known = self._find(key_id)
-            if (known is None or now - self._fetched_at > _KEYS_FRESH_S) and now - self._tried_at > _REFETCH_AFTER_S:
+            if (
+                anew or known is None or now - self._fetched_at > _KEYS_FRESH_S
+            ) and now - self._tried_at > _REFETCH_AFTER_S:
                 self._tried_at = now
                 try:
                     self._keys = self._fetch()

@@ -13,7 +13,7 @@ _TENANT = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{TENANT_LENGTH - 1}}}")  # safe as
 
 
 class Scope(StrEnum):
-    """What a caller may do. `metrics` sees figures of all tenants and no study; `admin` may do everything, in every tenant."""
+    """What a caller may do. `metrics` sees figures of all tenants and no study; `admin` may do all, everywhere."""
 
     READ = "read"
     SUBMIT = "submit"

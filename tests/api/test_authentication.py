@@ -20,6 +20,7 @@ from services.accounts.principal import Scope
 from services.embedded_redis import free_port
 from services.settings import Settings
 from tests.api.conftest import RunningGateway, bearer, serving
+from tests.services.accounts.issuers import AUDIENCE, log_in, provider
 
 OPEN = {
     ("GET", "/health/live"),
@@ -234,3 +235,23 @@ class TestWithoutAuthentication:
         settings = Settings(data_dir=tmp_path, redis_url=redis_url, gateway_host="0.0.0.0", authentication=False)
         with pytest.raises(ConfigurationError, match="EMBOLENS_AUTHENTICATION=false"):
             Gateway.open(settings)
+
+
+def test_the_gateway_takes_tokens_and_says_503_when_it_cannot_tell(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    with provider() as issuer:
+        gateway = start_gateway(oidc_issuer=issuer, oidc_audience=AUDIENCE, oidc_tenant_claim="department")
+        reading = log_in(issuer, "ada", scope="embolens.read", department="cardiology")
+        shown = {"Authorization": f"Bearer {reading}"}
+        assert httpx.get(f"{gateway.url}/segment", headers=shown).json() == {"jobs": [], "next": None}
+        refused = httpx.post(f"{gateway.url}/segment", headers=shown)
+        assert (refused.status_code, refused.json()["code"]) == (403, "missing_scope")
+        nowhere = {"Authorization": f"Bearer {log_in(issuer, 'bob')}"}
+        refused = httpx.get(f"{gateway.url}/segment", headers=nowhere)
+        assert (refused.status_code, refused.json()["code"]) == (403, "token.no_tenant")
+        assert not gateway.keys.all()  # where tokens are taken, no first key is made
+        later = start_gateway(oidc_issuer=issuer, oidc_audience=AUDIENCE)
+    answer = httpx.get(f"{later.url}/segment", headers=shown)
+    assert (answer.status_code, answer.json()["code"]) == (503, "issuer_unavailable")
+    assert answer.headers["Retry-After"] == "10"
