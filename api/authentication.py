@@ -1,7 +1,7 @@
 """Who calls: decided before a route is looked for, so that no route can be forgotten and no body is read before.
 
-`request.state.principal` is the caller. Reading (GET) needs the scope `read` (figures: `metrics`), everything else `submit`. Open to all are
-the health checks, the files of the page (which hold no study) and the login itself.
+`request.state.principal` is the caller. Reading (GET) needs the scope `read` (figures: `metrics`), everything else
+`submit`. Open to all are the health checks, the files of the page (which hold no study) and the login itself.
 """
 
 from __future__ import annotations
