@@ -57,6 +57,8 @@ _SETTINGS = (
     "dicom_host",
     "dicom_port",
     "max_associations",
+    "network_timeout_s",
+    "instance_max_bytes",
     "series_quiet_s",
     "series_longest_wait_s",
     "tls_certificate",

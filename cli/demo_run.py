@@ -95,12 +95,16 @@ def _settings(output: Path, node: PacsNode) -> Settings:
     destinations.write_text(
         f'[[nodes]]\nae_title = "{node.ae_title}"\nhost = "{node.host}"\nport = {node.port}\n', encoding="utf-8"
     )
+    # The push names itself after the PACS, from this machine's address.
+    intake = output / "intake.toml"
+    intake.write_text(f'[associations]\ncalling_ae_titles = ["{node.ae_title}"]\n', encoding="utf-8")
     defaults = {name: field.default for name, field in Settings.model_fields.items() if name not in _OF_THE_MACHINE}
     own = {
         "data_dir": output / "server",
         "gateway_port": free_port(),
         "dicom_port": free_port(),
         "destinations": destinations,
+        "intake_rules": intake,
         "series_quiet_s": 2.0,
         "sweep_s": 1.0,
     }

@@ -48,7 +48,7 @@ def _listener_echoes(settings: Settings) -> bool:
     from cli.supervisor import reachable
     from services.transport_security import sender_context
 
-    requestor = AE("HEALTH")
+    requestor = AE(settings.ae_title)  # which the listener lets in from its own machine
     requestor.connection_timeout = requestor.acse_timeout = requestor.dimse_timeout = _PATIENCE_S
     requestor.add_requested_context(Verification)
     host = reachable(settings.dicom_host)

@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     dicom_host: str = Field("127.0.0.1", description="Address the listener binds to")
     dicom_port: int = Field(11112, description="Port of the listener")
     max_associations: int = Field(50, description="Associations served at once")
+    network_timeout_s: float = Field(
+        60.0, description="A DICOM peer that is silent for this long, or that takes as long for one PDU, is cut off"
+    )
+    instance_max_bytes: int = Field(4 * GIB, description="Longest data set of a C-STORE; a longer one is cut off")
     series_quiet_s: float = Field(20.0, description="A series without an open association is complete after this")
     series_longest_wait_s: float = Field(
         600.0, description="A quiet series of which slices are known to be missing waits for them up to this"

@@ -76,10 +76,13 @@ class Tenants(TomlTable):
 
 
 class AssociationRules(TomlTable):
-    """Who may open an association, before anything is received. Empty lists allow everybody."""
+    """Who may open an association, before anything is received; see deploy/intake.toml."""
 
-    called_ae_title_must_match: bool = False
+    promiscuous: bool = False
+    called_ae_title_must_match: bool = True
     calling_ae_titles: tuple[str, ...] = ()
+    nodes_come_from_their_host: bool = True
+    certificate_names_ae_title: bool = False
     addresses: tuple[IPvAnyNetwork, ...] = ()
 
     def allow_address(self, address: str) -> bool:

@@ -8,13 +8,16 @@ shows it at once and nothing of it comes here.
 from __future__ import annotations
 
 import logging
+import shutil
+import ssl
+import threading
 from io import BytesIO
-from typing import cast
+from typing import BinaryIO, cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
-from pynetdicom.association import ServiceUser
+from pynetdicom.association import Association, ServiceUser
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
@@ -23,6 +26,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
     StorageCommitmentPushModel,
     Verification,
 )
+from pynetdicom.transport import AssociationSocket
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError
@@ -30,11 +34,13 @@ from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
+from services.ingest.bounded_association import ArrivingDataSet, BoundedServer, Bounds, view
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
 from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
+from services.ingest.known_peers import KnownPeers, Refusal
 from services.ingest.storage_status import SUCCESS, storage_status
 from services.settings import Settings
 from services.store.jobs import JobStore
@@ -46,9 +52,11 @@ from services.transport_security import listener_context
 
 log = logging.getLogger(__name__)
 
-_REJECTED = (0x01, 0x01, 0x01)  # permanently, by the service user, no reason given (PS3.8 9.3.4)
-_MAX_PDU_BYTES = 1024**2
-_NETWORK_TIMEOUT_S = 60  # a peer that is silent for longer has gone; its association is aborted
+_LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)  # for the moment, by the provider (PS3.8 9.3.4)
+MAX_PDU_BYTES = 128 * 1024
+ASSOCIATION_REQUEST_TIMEOUT_S = 30.0
+_COPIED_AT_ONCE_BYTES = 1024**2
+_NO_LIMIT_OF_ITS_OWN = 1_000_000
 
 
 def supported_contexts() -> list[PresentationContext]:
@@ -84,15 +92,17 @@ class Listener:
             self._register, store, jobs, queue, rules, completeness, series_quiet_s=settings.series_quiet_s
         )
         self._ae = AE(ae_title=settings.ae_title)
-        self._ae.maximum_associations = settings.max_associations
-        self._ae.maximum_pdu_size = _MAX_PDU_BYTES
-        self._ae.network_timeout = _NETWORK_TIMEOUT_S
+        self._ae.maximum_associations = _NO_LIMIT_OF_ITS_OWN  # it counts connections that never asked for one too
+        self._ae.maximum_pdu_size = MAX_PDU_BYTES
+        self._ae.network_timeout = settings.network_timeout_s
+        self._ae.acse_timeout = min(ASSOCIATION_REQUEST_TIMEOUT_S, settings.network_timeout_s)
         self._ae.supported_contexts = supported_contexts()
+        self._ae.require_called_aet = rules.associations.called_ae_title_must_match
         self._reports = reports
-        self._allowed = rules.associations
         self._tenants = rules.tenants
-        self._ae.require_called_aet = self._allowed.called_ae_title_must_match
-        self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
+        self._peers = KnownPeers(rules, settings)
+        self._admitted: list[Association] = []
+        self._admitting = threading.Lock()
         self._port: int | None = None
         self._held = HeldInstances(store, jobs)
 
@@ -116,34 +126,62 @@ class Listener:
         self._watcher.start()
         address = (self._settings.dicom_host, self._settings.dicom_port)
         handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_REQUESTED, self._turn_away_strangers),
+            (evt.EVT_REQUESTED, self._admit),
             (evt.EVT_C_ECHO, _answer_echo),
             (evt.EVT_C_STORE, self.answer_store),
             (evt.EVT_N_EVENT_REPORT, self._answer_report),
         ]
+        bounds = Bounds(
+            timeout_s=self._settings.network_timeout_s,
+            pdu_bytes=MAX_PDU_BYTES,
+            instance_bytes=self._settings.instance_max_bytes,
+            associations=self._settings.max_associations,
+            directory=self._store.arriving_path,
+        )
         try:
-            server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
+            server = self._ae.make_server(
+                address, evt_handlers=handlers, ssl_context=tls, server_class=BoundedServer, bounds=bounds
+            )
         except OSError as error:
             self._watcher.stop()
             raise ConfigurationError(
                 f"cannot listen on {address[0]}:{address[1]}: {error.strerror}",
                 remedy="set EMBOLENS_DICOM_HOST and EMBOLENS_DICOM_PORT",
             ) from error
-        assert server is not None
+        self._ae._servers.append(server)  # for its shutdown
+        threading.Thread(target=server.serve_forever, name="AcceptorServer", daemon=True).start()
         self._port = int(server.server_address[1])
+        self._peers.warn_of_open_doors()
 
     def stop(self) -> None:
         """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again."""
         self._ae.shutdown()
         self._watcher.stop()
 
-    def _turn_away_strangers(self, event: Event) -> None:
-        """Reject associations from addresses that are not allowed; AE titles are pynetdicom's to check."""
-        address = event.assoc.requestor.address
-        if not self._allowed.allow_address(address):
-            log.warning("rejected an association from %s, which is not among the allowed addresses", address)
-            event.assoc.acse.send_reject(*_REJECTED)
-            event.assoc.kill()
+    def _admit(self, event: Event) -> None:
+        """Reject whom the rules do not let in, and who would be one too many; the called AE title is pynetdicom's."""
+        association = event.assoc
+        request, connection = association.requestor.primitive, cast(AssociationSocket, association.dul.socket).socket
+        if request is None or connection is None:  # it has gone already
+            association.kill()
+            return
+        calling, address = request.calling_ae_title.strip(), association.requestor.address
+        certificate = connection.getpeercert() if isinstance(connection, ssl.SSLSocket) else None
+        refusal = self._peers.refusal(calling, address, connection.getsockname()[0], certificate)
+        if refusal is None and not self._has_room_for(association):
+            refusal = Refusal(_LOCAL_LIMIT_EXCEEDED, f"{self._settings.max_associations} are open already")
+        if refusal is not None:
+            log.warning("rejected an association from %r at %s: %s", calling, address, refusal.why)
+            association.acse.send_reject(*refusal.reason)
+            association.kill()
+
+    def _has_room_for(self, association: Association) -> bool:
+        with self._admitting:
+            self._admitted = [one for one in self._admitted if one.is_alive()]
+            if len(self._admitted) >= self._settings.max_associations:
+                return False
+            self._admitted.append(association)
+            return True
 
     def answer_store(self, event: Event) -> Dataset:
         """One C-STORE request, on an association of theirs or of ours (C-GET): Success only after the file lies under
@@ -167,10 +205,12 @@ class Listener:
         peer = _peer(event)
         ae_title = peer.ae_title.strip()
         calling = Calling(ae_title, peer.address, event.assoc, self._tenants.named.get(ae_title))
-        encoded = cast(BytesIO, _request(event).DataSet)
+        request = _request(event)
+        arrived = cast(ArrivingDataSet | None, request._dataset_file)  # None where it came by our C-GET
+        encoded = cast(BytesIO, request.DataSet) if arrived is None else arrived.whole()
         self.take_in(encoded, event.file_meta, calling)
 
-    def take_in(self, encoded: BytesIO, file_meta: FileMetaDataset, calling: Calling) -> None:
+    def take_in(self, encoded: BinaryIO, file_meta: FileMetaDataset, calling: Calling) -> None:
         """Keep one instance, byte for byte, as part of its series.
 
         Raises:
@@ -182,11 +222,11 @@ class Listener:
         tenant = calling.tenant or self._register.fetched_for(study, series) or self._tenants.default
         path = self._store.instance_path(study, series, sop, tenant=tenant)
         arriving = self._register.find(study, series, tenant)
-        if self._held.holds(named, encoded.getbuffer(), is_arriving=arriving is not None, tenant=tenant):
+        if self._held.holds(named, view(encoded), is_arriving=arriving is not None, tenant=tenant):
             if arriving is not None:
                 self._register.touch(arriving, calling)
             return
-        self._store.check_room(len(encoded.getbuffer()))
+        self._store.check_room(len(view(encoded)))
         announced = None
         if arriving is None:
             first = _identify(encoded, file_meta, with_announcement=True)
@@ -198,7 +238,8 @@ class Listener:
             receiving.announced_instances = announced or receiving.announced_instances
             file.write(FILE_PREFIX)
             file.write(encode_file_meta(file_meta))
-            file.write(encoded.getbuffer())
+            encoded.seek(0)
+            shutil.copyfileobj(encoded, file, _COPIED_AT_ONCE_BYTES)
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
 
@@ -212,7 +253,7 @@ class Listener:
         return {path.stem for path in inputs if path.exists()}
 
 
-def _identify(encoded: BytesIO, file_meta: FileMetaDataset, *, with_announcement: bool) -> Identifiers:
+def _identify(encoded: BinaryIO, file_meta: FileMetaDataset, *, with_announcement: bool) -> Identifiers:
     sop_class_uid, sop_instance_uid = file_meta.MediaStorageSOPClassUID, file_meta.MediaStorageSOPInstanceUID
     check_is_ct(str(sop_class_uid))
     encoded.seek(0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -48,7 +47,7 @@ class Receiver(Protocol):
 
     def answer_store(self, event: Event) -> Dataset: ...
 
-    def take_in(self, encoded: BytesIO, file_meta: FileMetaDataset, calling: Calling) -> None: ...
+    def take_in(self, encoded: BinaryIO, file_meta: FileMetaDataset, calling: Calling) -> None: ...
 
 
 class Archive(Protocol):

@@ -168,6 +168,11 @@ class StudyStore:
                     removed += 1
         return removed
 
+    @property
+    def arriving_path(self) -> Path:
+        """Where files are written that nobody reads yet."""
+        return self._arriving
+
     def arriving_directory(self) -> Path:
         """A fresh directory on the same file system, to fill and then rename into place."""
         path = self._arriving / uuid.uuid4().hex

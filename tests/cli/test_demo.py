@@ -20,7 +20,7 @@ from services.dicom.ct_series_writer import write_ct_series
 from services.dicom.input_reader import read_input
 from services.dicom.seg_writer import write_seg
 from services.embedded_redis import free_port
-from services.settings import Settings
+from services.ingest.intake_rules import IntakeRules
 from tests.cli.conftest import Embolens
 from tests.services.dicom.made_series import IDENTITY
 from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
@@ -115,7 +115,7 @@ def test_the_demo_leaves_an_operators_database_rules_and_package_alone(
 
     assert chosen.resolved_database_url == f"sqlite:///{tmp_path}/server/embolens.sqlite"
     assert chosen.package_dir is None
-    assert chosen.intake_rules == Settings.model_fields["intake_rules"].default
+    assert IntakeRules.load(chosen.intake_rules).associations.calling_ae_titles == ("PACS",)
     assert chosen.redis_url == "redis://127.0.0.1:6379/5"
     children = Supervisor(chosen, [])._environment
     assert "EMBOLENS_PACKAGE_DIR" not in children

@@ -168,7 +168,9 @@ def answers(http: httpx.Client, path: str) -> bool:
 
 
 def echoes(port: int) -> bool:
-    return subprocess.run(["echoscu", "127.0.0.1", str(port)], capture_output=True, check=False).returncode == 0
+    """Asked as the node that these tests list."""
+    command = ["echoscu", "-aet", "ORTHANC", "-aec", "EMBOLENS", "127.0.0.1", str(port)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def storescu(

@@ -27,6 +27,7 @@ from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 from tests.end_to_end.hospital import Orthanc
 from tests.services.delivery.peers import only_row, wait_until, write_destinations
+from tests.services.ingest.peers import EVERYBODY
 
 MakeJob = Callable[..., JobRow]
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -55,7 +56,8 @@ def listener(
     settings = settings.model_copy(update={"dicom_port": listener_port})
     queue = TaskQueue(settings.redis_url)
     reports = CommitmentReports(outbox, settings)
-    listener = Listener(settings, store, jobs, queue, IntakeRules(), RetrievalStore(database), reports)
+    rules = IntakeRules(associations=EVERYBODY)
+    listener = Listener(settings, store, jobs, queue, rules, RetrievalStore(database), reports)
     listener.start()
     yield listener
     listener.stop()

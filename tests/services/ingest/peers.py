@@ -19,7 +19,7 @@ from pynetdicom.association import Association
 
 from services.delivery.storage_commitment import CommitmentReports
 from services.embedded_redis import free_port
-from services.ingest.intake_rules import IntakeRules
+from services.ingest.intake_rules import AssociationRules, IntakeRules
 from services.ingest.store_scp import Listener
 from services.settings import Settings
 from services.store.database import Database
@@ -32,6 +32,7 @@ from services.task_queue import TaskQueue
 
 ROOT = Path(__file__).parents[3]
 QUIET_S = 0.4
+EVERYBODY = AssociationRules(promiscuous=True, called_ae_title_must_match=False)
 
 
 def ct_series(count: int, *, size: int = 16, spacing_mm: float = 1.0, **attributes: object) -> list[Dataset]:
@@ -103,15 +104,19 @@ def wait_until(happened: Callable[[], object], *, timeout_s: float = 15.0) -> No
 
 
 class Receiving:
-    """A listener in this process and what it works on."""
+    """A listener in this process and what it works on; where the rules do not say who may come, everybody may."""
 
-    def __init__(self, settings: Settings, database: Database, rules: IntakeRules) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, rules: IntakeRules, *, associations_as_shipped: bool = False
+    ) -> None:
         self.settings = settings
         self.database = database
         self.store = StudyStore.of(settings)
         self.jobs = JobStore(database)
         self.queue = TaskQueue(settings.redis_url)
         reports, retrievals = CommitmentReports(Outbox(database), settings), RetrievalStore(database)
+        if rules.associations == AssociationRules() and not associations_as_shipped:
+            rules = rules.model_copy(update={"associations": EVERYBODY})
         self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, retrievals, reports)
         self.listener.start()
 
@@ -136,8 +141,10 @@ class Receiving:
 class ListenerProcess:
     """`run_listener` in a process of its own, to be killed."""
 
-    def __init__(self, settings: Settings, directory: Path, **more: str) -> None:
-        (directory / "intake.toml").write_text("min_slices = 2\n")
+    def __init__(
+        self, settings: Settings, directory: Path, *, associations: str = "promiscuous = true", **more: str
+    ) -> None:
+        (directory / "intake.toml").write_text(f"min_slices = 2\n[associations]\n{associations}\n")
         self.port = free_port()
         environment = {
             **os.environ,

@@ -14,11 +14,12 @@ from pynetdicom.association import Association
 
 from imaging.errors import ConfigurationError
 from services.ingest.intake_rules import AssociationRules, IntakeRules
+from services.ingest.known_peers import KnownPeers
 from services.settings import Settings
 from services.store.database import Database
 from services.transport_security import listener_context
 from tests.services.certificates import Authority, Credentials
-from tests.services.ingest.peers import Receiving, ct_series, save
+from tests.services.ingest.peers import EVERYBODY, Receiving, ct_series, save
 
 Start = Callable[..., Receiving]
 
@@ -27,9 +28,12 @@ Start = Callable[..., Receiving]
 def start(settings: Settings, database: Database) -> Iterator[Start]:
     running: list[Receiving] = []
 
-    def started(associations: AssociationRules | None = None, **changed: object) -> Receiving:
-        rules = IntakeRules(min_slices=2, associations=associations or AssociationRules())
-        running.append(Receiving(settings.model_copy(update=changed), database, rules))
+    def started(
+        associations: AssociationRules = EVERYBODY, *, associations_as_shipped: bool = False, **changed: object
+    ) -> Receiving:
+        rules = IntakeRules(min_slices=2, associations=associations)
+        how = {"associations_as_shipped": associations_as_shipped}
+        running.append(Receiving(settings.model_copy(update=changed), database, rules, **how))
         return running[-1]
 
     yield started
@@ -47,15 +51,67 @@ def associate(port: int, *, calling: str = "CT1", called: str = "EMBOLENS") -> A
 
 
 def test_ae_titles_and_addresses_that_are_not_allowed_are_rejected(start: Start) -> None:
-    receiving = start(AssociationRules(called_ae_title_must_match=True, calling_ae_titles=("CT1", "CT2")))
+    receiving = start(AssociationRules(calling_ae_titles=("CT1", "CT2")))
     assert associate(receiving.port).is_released
     assert associate(receiving.port, calling="CT2").is_released
     assert associate(receiving.port, calling="STRANGER").is_rejected
     assert associate(receiving.port, called="ANOTHER").is_rejected
-    elsewhere = start(AssociationRules.model_validate({"addresses": ["10.0.0.0/8", "192.0.2.7"]}))
+    lenient = start(AssociationRules(calling_ae_titles=("CT1",), called_ae_title_must_match=False))
+    assert associate(lenient.port, called="ANOTHER").is_released
+    elsewhere = start(AssociationRules.model_validate({"promiscuous": True, "addresses": ["10.0.0.0/8", "192.0.2.7"]}))
     assert associate(elsewhere.port).is_rejected
-    here = start(AssociationRules.model_validate({"addresses": ["192.0.2.7", "127.0.0.0/8"]}))
+    here = start(AssociationRules.model_validate({"promiscuous": True, "addresses": ["192.0.2.7", "127.0.0.0/8"]}))
     assert associate(here.port).is_released
+
+
+def test_without_a_rule_nobody_comes_in(start: Start, tmp_path: Path) -> None:
+    destinations = tmp_path / "destinations.toml"
+    destinations.write_text("")
+    receiving = start(AssociationRules(calling_ae_titles=()), associations_as_shipped=True, destinations=destinations)
+    assert associate(receiving.port).is_rejected
+    assert associate(receiving.port, calling="EMBOLENS").is_released  # this machine's own health check
+    destinations.write_text('[[nodes]]\nae_title = "CT1"\nhost = "localhost"\nport = 104\n')
+    assert associate(receiving.port).is_released
+    destinations.write_text("[[nodes")
+    assert associate(receiving.port).is_released
+
+
+def test_a_node_has_to_come_from_its_host(start: Start, tmp_path: Path) -> None:
+    destinations = tmp_path / "destinations.toml"
+    nodes = {"HERE": "127.0.0.1", "ELSEWHERE": "192.0.2.7", "NOWHERE": "pacs.invalid"}
+    destinations.write_text(
+        "".join(f'[[nodes]]\nae_title = "{name}"\nhost = "{host}"\nport = 104\n' for name, host in nodes.items())
+    )
+    strict = start(AssociationRules(), associations_as_shipped=True, destinations=destinations)
+    assert associate(strict.port, calling="HERE").is_released
+    elsewhere, nowhere = (associate(strict.port, calling=name) for name in ("ELSEWHERE", "NOWHERE"))
+    assert (elsewhere.is_rejected, elsewhere.acceptor.primitive.result) == (True, 1)
+    assert (nowhere.is_rejected, nowhere.acceptor.primitive.result) == (True, 2)  # a name server may be away
+    named = start(AssociationRules(calling_ae_titles=("ELSEWHERE",)), destinations=destinations)
+    assert associate(named.port, calling="ELSEWHERE").is_released
+    translated = start(AssociationRules(nodes_come_from_their_host=False), destinations=destinations)
+    assert associate(translated.port, calling="ELSEWHERE").is_released
+    assert associate(translated.port, calling="STRANGER").is_rejected
+
+
+def test_an_ae_title_with_a_treatment_of_its_own_is_known(settings: Settings) -> None:
+    rules = IntakeRules.model_validate({"calling_ae_titles": {"named": {"ER_CT1": "stat"}}})
+    peers = KnownPeers(rules, settings)
+    assert peers.refusal("ER_CT1", "192.0.2.9", "192.0.2.1", None) is None
+    assert peers.refusal("ER_CT2", "192.0.2.9", "192.0.2.1", None) is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "promiscuous", "warning"),
+    [("0.0.0.0", True, "PROMISCUOUS"), ("127.0.0.1", True, ""), ("0.0.0.0", False, "nobody may open")],
+)
+def test_a_listener_that_is_open_or_closed_to_all_says_so(
+    settings: Settings, caplog: pytest.LogCaptureFixture, host: str, promiscuous: bool, warning: str
+) -> None:
+    rules = IntakeRules(associations=AssociationRules(promiscuous=promiscuous))
+    KnownPeers(rules, settings.model_copy(update={"dicom_host": host})).warn_of_open_doors()
+    assert warning in caplog.text
+    assert bool(caplog.text) == bool(warning)
 
 
 def test_networks_hold_addresses_of_both_families() -> None:
@@ -96,6 +152,17 @@ def test_dcmtk_pushes_over_tls_and_is_asked_for_its_certificate(
         refused = ct_series(2)
         assert storescu(receiving.port, refused, tmp_path / name, *options) != 0, name
         assert receiving.jobs_of(refused[0]) == [], name
+
+
+def test_a_certificate_has_to_name_the_ae_title_where_that_is_asked_for(
+    start: Start, authority: Authority, tmp_path: Path
+) -> None:
+    own = authority.issue("embolens")
+    tls = {"tls_certificate": own.certificate, "tls_key": own.key, "tls_trusted": authority.certificate}
+    receiving = start(AssociationRules(promiscuous=True, certificate_names_ae_title=True), **tls)
+    ct1 = (*shown(authority.issue("ct1")), "+cf", str(authority.certificate))
+    assert storescu(receiving.port, ct_series(2), tmp_path / "own", *ct1, "-aet", "CT1") == 0
+    assert storescu(receiving.port, ct_series(2), tmp_path / "other", *ct1, "-aet", "CT2") != 0
 
 
 def test_without_trusted_certificates_everybody_may_come_encrypted(
