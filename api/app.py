@@ -25,6 +25,7 @@ from api import (
     status_routes,
     submission_routes,
 )
+from api.audited_requests import AuditedRequests
 from api.gateway import Gateway
 from api.problems import add_problem_handlers
 from api.schemas import ProblemSchema
@@ -79,6 +80,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
     ):
         app.include_router(routes.router)
     add_problem_handlers(app)
+    app.add_middleware(AuditedRequests)
     app.add_middleware(_SafeHeaders)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -92,6 +92,7 @@ async def _store(request: Request, gateway: Gateway, study: str | None, accept: 
     finally:
         receiver.close()
         await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
+        request.state.received = receiver.received  # for the audit trail
     refused = len(receiver.failed) + len(receiver.unreadable)
     if not (receiver.stored or refused):
         raise InputError(

@@ -11,6 +11,7 @@ import anyio
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
+from services.audit.trail import AuditTrail
 from services.dicomweb.held_index import HeldIndex
 from services.ingest.held_instances import HeldInstances
 from services.ingest.intake_rules import IntakeRules
@@ -43,10 +44,12 @@ class Gateway:
     rules: IntakeRules
     is_stopping: Callable[[], bool] = lambda: False
     conversions: anyio.Semaphore = field(init=False)
+    audit: AuditTrail = field(init=False)
     _keys_in_use: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.conversions = anyio.Semaphore(self.settings.convert_at_once)
+        self.audit = AuditTrail(self.settings, "gateway")
 
     @classmethod
     def open(cls, settings: Settings) -> Self:

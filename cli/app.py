@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from cli.audit import audit
 from cli.convert import convert
 from cli.demo import demo
 from cli.evaluate import evaluate
@@ -41,6 +42,7 @@ app.command()(convert)
 app.command()(insert)
 app.command()(train)
 app.command()(package)
+app.add_typer(audit, name="audit")
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         None, description="PEM certificates whose holders may connect, and by which nodes are checked"
     )
 
+    audit_key_file: Path | None = Field(None, description="Key that signs the audit trail's lines (HMAC-SHA-256)")
+    audit_syslog: str = Field(
+        "", description="HOST:PORT of a syslog server over TLS that gets the audit messages (RFC 5425)"
+    )
+
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     lease_s: float = Field(30.0, description="A running job whose worker is silent for this long is given to another")

@@ -15,6 +15,9 @@ from pydicom.uid import generate_uid
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, DeliveryError
+from services.audit.delivery_audit import DeliveryAudit
+from services.audit.forwarder import AuditForwarder
+from services.audit.trail import AuditTrail
 from services.delivery.attempts import UNKNOWN_DESTINATION, park_if_hopeless, try_later
 from services.delivery.availability import announce
 from services.delivery.destinations import (
@@ -53,6 +56,7 @@ from services.transport_security import sender_context
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
+_AUDIT_PAUSE_S = 2.0
 _BATCH = 16
 # Longer than sending a batch takes. What a relay that died had claimed is due again after it.
 _CLAIM_S = 120.0
@@ -70,6 +74,7 @@ class Relay:
         self._settings = settings
         self._outbox = outbox
         self._store = store
+        self._audit = DeliveryAudit(AuditTrail(settings, "relay"), store)
         self._modified_at = _modified_at(settings.destinations)
         self._destinations = Destinations.load(settings.destinations)
         self._reports = CommitmentReports(outbox, settings)
@@ -115,12 +120,15 @@ class Relay:
 
     def _send(self, destination: str, rows: Sequence[OutboxRow]) -> None:
         left = {row.id: row for row in rows}
+        audited = self._audit.attempt(destination, self._destinations.find(destination), rows)
         try:
             for row, error, note in self._outcomes(destination, rows):
                 del left[row.id]
                 if error is not None:
+                    audited.failed(row, error.code)
                     try_later(self._outbox, row, error, self._settings)
                     continue
+                audited.arrived(row)
                 if self._is_to_commit(destination):
                     self._outbox.stored(row)
                 else:
@@ -133,6 +141,8 @@ class Relay:
             _log_unexpected(destination, error)
             for row in left.values():
                 try_later(self._outbox, row, DeliveryError(f"unexpected {type(error).__name__}"), self._settings)
+        finally:
+            audited.end()
 
     def _outcomes(
         self, destination: str, rows: Sequence[OutboxRow]
@@ -301,12 +311,25 @@ def run_relay(settings: Settings) -> None:
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
     sweeping.start()
+    forwarding = _forwarding(settings, stopping)
     log.info("ready: relay")
     repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
     relay.stop()
     sweeping.join()
+    if forwarding is not None:
+        forwarding.join()
     queue.close()
     database.close()
+
+
+def _forwarding(settings: Settings, stopping: threading.Event) -> threading.Thread | None:
+    """A thread that sends the audit trail to the syslog server, where there is one."""
+    if not settings.audit_syslog:
+        return None
+    forward = AuditForwarder(settings).forward
+    thread = threading.Thread(target=repeat, args=(forward, stopping), kwargs={"pause_s": _AUDIT_PAUSE_S}, name="audit")
+    thread.start()
+    return thread
 
 
 def repeat(work: Callable[[], object], stopping: threading.Event, *, pause_s: float) -> None:

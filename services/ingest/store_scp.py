@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from io import BytesIO
+from pathlib import Path
 from typing import cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -26,6 +27,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError
+from services.audit.association_audit import AssociationAudit
+from services.audit.events import Peer
+from services.audit.trail import AuditTrail
 from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
@@ -93,6 +97,7 @@ class Listener:
         self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
         self._port: int | None = None
         self._held = HeldInstances(store, jobs)
+        self.audit = AssociationAudit(AuditTrail(settings, "listener"))
 
     @property
     def port(self) -> int:
@@ -118,6 +123,7 @@ class Listener:
             (evt.EVT_C_ECHO, _answer_echo),
             (evt.EVT_C_STORE, self.answer_store),
             (evt.EVT_N_EVENT_REPORT, self._answer_report),
+            *self.audit.handlers(),
         ]
         try:
             server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
@@ -134,6 +140,7 @@ class Listener:
         """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again."""
         self._ae.shutdown()
         self._watcher.stop()
+        self.audit.end_all()
 
     def _turn_away_strangers(self, event: Event) -> None:
         """Reject associations from addresses that are not allowed; AE titles are pynetdicom's to check."""
@@ -181,6 +188,7 @@ class Listener:
         if self._held.holds(named, encoded.getbuffer(), is_arriving=arriving is not None):
             if arriving is not None:
                 self._register.touch(arriving, calling)
+            self._note_taken_in(named, calling, path)
             return
         announced = None
         if arriving is None:
@@ -191,8 +199,13 @@ class Listener:
             file.write(FILE_PREFIX)
             file.write(encode_file_meta(file_meta))
             file.write(encoded.getbuffer())
+        self._note_taken_in(named, calling, path)
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
+
+    def _note_taken_in(self, named: Identifiers, calling: Calling, path: Path) -> None:
+        peer = Peer(calling.ae_title, calling.address)
+        self.audit.took_in(calling.association, peer, named.study_instance_uid, named.sop_class_uid, path)
 
     def held(self, study_instance_uid: str, series_instance_uid: str) -> set[str]:
         """SOP Instance UIDs that are here and belong to a job, or will."""

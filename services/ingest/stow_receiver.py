@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ class StowReceiver:
     Attributes:
         stored: items of the Referenced SOP Sequence, for instances held now, whether they are new or not.
         failed: items of the Failed SOP Sequence.
+        received: number of instances held now, by Study Instance UID and SOP Class UID.
         unreadable: items of the Other Failures Sequence, for parts that are no instance at all.
     """
 
@@ -58,6 +60,7 @@ class StowReceiver:
         self.stored: list[Dataset] = []
         self.failed: list[Dataset] = []
         self.unreadable: list[Dataset] = []
+        self.received: dict[str, Counter[str]] = {}
         self._store = store
         self._jobs = jobs
         self._held = held
@@ -116,6 +119,7 @@ class StowReceiver:
             item.FailureReason = storage_status(error)
             (self.unreadable if named is None else self.failed).append(item)
         else:
+            self.received.setdefault(named.study_instance_uid, Counter())[named.sop_class_uid] += 1
             self.stored.append(_named_item(named))
             self.stored[-1].RetrieveURL = self._urls.instance(
                 named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
