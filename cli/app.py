@@ -11,6 +11,7 @@ from cli.convert import convert
 from cli.demo import demo
 from cli.evaluate import evaluate
 from cli.exit_codes import exit_code_of, explain
+from cli.export import export
 from cli.health import health
 from cli.import_cases import import_cases
 from cli.insert import insert
@@ -35,6 +36,7 @@ app.command()(serve)
 app.command()(segment)
 app.command()(phantom)
 app.command()(demo)
+app.command()(export)
 app.command()(health)
 app.command()(evaluate)
 app.command()(import_cases)
