@@ -27,6 +27,7 @@ from api import (
     status_routes,
     submission_routes,
 )
+from api.audited_requests import AuditedRequests
 from api.authentication import ANSWERS_TO_STRANGERS, SCHEMES, Authentication
 from api.gateway import Gateway
 from api.problems import add_problem_handlers
@@ -84,6 +85,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         app.include_router(open_to_all.router)
     add_problem_handlers(app)
     app.add_middleware(Authentication)
+    app.add_middleware(AuditedRequests)
     app.add_middleware(_SafeHeaders)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

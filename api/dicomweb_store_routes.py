@@ -109,6 +109,7 @@ async def _store(
     finally:
         receiver.close()
         await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
+        request.state.received = receiver.received  # for the audit trail
     refused = len(receiver.failed) + len(receiver.unreadable)
     if not (receiver.stored or refused):
         raise InputError(

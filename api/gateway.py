@@ -17,6 +17,7 @@ from services.accounts.key_store import FIRST_KEY_FILE, KeyStore
 from services.accounts.oidc import TokenChecker, is_loopback
 from services.accounts.principal import Principal
 from services.accounts.rate_limit import RateLimit
+from services.audit.trail import AuditTrail
 from services.dicomweb.held_index import HeldIndex
 from services.ingest.held_instances import HeldInstances
 from services.ingest.intake_rules import IntakeRules
@@ -57,6 +58,7 @@ class Gateway:
     conversions: anyio.Semaphore = field(init=False)
     request_rate: RateLimit = field(init=False)
     failed_logins: RateLimit = field(init=False)
+    audit: AuditTrail = field(init=False)
     _keys_in_use: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class Gateway:
         self.conversions = anyio.Semaphore(limits.convert_at_once)
         self.request_rate = RateLimit(limits.requests_per_second, limits.requests_at_once)
         self.failed_logins = RateLimit(limits.failed_logins_per_minute / 60, max(1, limits.failed_logins_per_minute))
+        self.audit = AuditTrail(limits, "gateway")
 
     @classmethod
     def open(cls, settings: Settings) -> Self:

@@ -6,10 +6,12 @@ import sys
 
 import typer
 
+from cli.audit import audit
 from cli.convert import convert
 from cli.demo import demo
 from cli.evaluate import evaluate
 from cli.exit_codes import exit_code_of, explain
+from cli.export import export
 from cli.health import health
 from cli.import_cases import import_cases
 from cli.insert import insert
@@ -36,6 +38,7 @@ app.command()(serve)
 app.command()(segment)
 app.command()(phantom)
 app.command()(demo)
+app.command()(export)
 app.command()(health)
 app.command()(evaluate)
 app.command()(import_cases)
@@ -45,6 +48,7 @@ app.command()(train)
 app.command()(package)
 app.add_typer(keys, name="keys")
 app.command()(purge)
+app.add_typer(audit, name="audit")
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from cli.process_user import process_user
+from services.audit.events import application_started, application_stopped
+from services.audit.trail import AuditTrail
 from services.settings import Settings
 
 
@@ -22,6 +25,15 @@ def run_process(process: Process, chosen: Settings) -> None:
     Raises:
         ConfigurationError: it cannot run with these settings.
     """
+    trail, user = AuditTrail(chosen, process.value), process_user()
+    application_started(trail, user)
+    try:
+        _run(process, chosen)
+    finally:
+        application_stopped(trail, user)
+
+
+def _run(process: Process, chosen: Settings) -> None:
     match process:
         case Process.LISTENER:
             from services.ingest.listener import run_listener

@@ -12,6 +12,9 @@ need storescu dcmtk
 need dciodvfy dicom3tools
 need chromium chromium
 need strace strace
+need rsyslogd rsyslog
+ls /usr/lib/*/rsyslog/lmnsd_ossl.so >/dev/null 2>&1 || missing="$missing rsyslog-openssl"
+need xmllint libxml2-utils
 need unshare util-linux
 need ip iproute2
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"

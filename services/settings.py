@@ -94,6 +94,11 @@ class Settings(BaseSettings):
     routine_longest_wait_s: float = Field(
         1800.0, description="A routine study that has waited longer starts after at most four STAT studies"
     )
+    audit_key_file: Path | None = Field(None, description="Key that signs the audit trail's lines (HMAC-SHA-256)")
+    audit_syslog: str = Field(
+        "", description="HOST:PORT of a syslog server over TLS that gets the audit messages (RFC 5425)"
+    )
+
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     worker_memory_bytes: int = Field(

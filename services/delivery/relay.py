@@ -18,6 +18,9 @@ from pydicom.uid import generate_uid
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, DeliveryError
+from services.audit.delivery_audit import DeliveryAudit
+from services.audit.forwarder import AuditForwarder
+from services.audit.trail import AuditTrail
 from services.delivery.association import abort_open_associations
 from services.delivery.attempts import UNKNOWN_DESTINATION, park_if_hopeless, try_later
 from services.delivery.availability import announce
@@ -59,6 +62,7 @@ from services.transport_security import sender_context
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
+_AUDIT_PAUSE_S = 2.0
 _BATCH = 16
 # Longer than sending one object takes, renewed in between. What a relay that died had claimed is due again after it.
 _CLAIM_S = 120.0
@@ -89,6 +93,7 @@ class Relay:
         self._settings = settings
         self._outbox = outbox
         self._store = store
+        self._audit = DeliveryAudit(AuditTrail(settings, "relay"), store)
         self._file = DestinationsFile(settings.destinations)
         self._destinations = self._file.current()
         self._reports = CommitmentReports(outbox, settings)
@@ -150,11 +155,13 @@ class Relay:
     def _send(self, destination: str, rows: Sequence[OutboxRow]) -> None:
         left = {row.id: row for row in rows}
         claimed_at = time.monotonic()
+        audited = self._audit.attempt(destination, self._destinations.find(destination), rows)
         try:
             for outcome in self._outcomes(destination, rows):
                 if self._stopping.is_set() and outcome.error is not None:
                     return  # no fault of the destination's; `stop` gives back what is in hand
                 del left[outcome.row.id]
+                audited.ended(outcome.row, outcome.error)
                 self._write_down(destination, outcome)
                 if self._stopping.is_set():
                     return
@@ -167,6 +174,8 @@ class Relay:
             _log_unexpected(destination, error)
             for row in left.values():
                 self._write_down(destination, _Outcome(row, DeliveryError(f"unexpected {type(error).__name__}")))
+        finally:
+            audited.end()
 
     def _write_down(self, destination: str, outcome: _Outcome) -> None:
         row, answer = outcome.row, outcome.answer
@@ -338,16 +347,28 @@ def run_relay(settings: Settings) -> None:
     )
     sweeping.start()
     telling.start()
+    forwarding = _forwarding(settings, stopping)
     log.info("ready: relay")
     repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
     all_ended = relay.stop()
-    for thread in (sweeping, telling):
+    threads = [sweeping, telling, *forwarding]
+    for thread in threads:
         thread.join(_LAST_SWEEP_S)
-    if not all_ended or sweeping.is_alive() or telling.is_alive():
+    if not all_ended or any(thread.is_alive() for thread in threads):
         log.info("the relay ends in the middle of what it was doing; the next one does it again")
         os._exit(0)  # the interpreter would wait for threads that wait for a silent peer
     queue.close()
     database.close()
+
+
+def _forwarding(settings: Settings, stopping: threading.Event) -> list[threading.Thread]:
+    """A thread that sends the audit trail to the syslog server, where there is one."""
+    if not settings.audit_syslog:
+        return []
+    forward = AuditForwarder(settings).forward
+    thread = threading.Thread(target=repeat, args=(forward, stopping), kwargs={"pause_s": _AUDIT_PAUSE_S}, name="audit")
+    thread.start()
+    return [thread]
 
 
 def repeat(work: Callable[[], object], stopping: threading.Event, *, pause_s: float) -> None:

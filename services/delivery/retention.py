@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from imaging.errors import ConfigurationError
+from services.audit.events import study_deleted
+from services.audit.subjects import subject_of_job
+from services.audit.trail import AuditTrail
 from services.delivery.destinations import AVAILABILITY, Destinations, Node
 from services.settings import Settings
 from services.store.database import Database
@@ -47,6 +50,7 @@ class Retention:
         self._settings = settings
         self._database = database
         self._store = store
+        self._audit = AuditTrail(settings, "retention")
         self._by_age_at = -_BY_AGE_EVERY_S
         self._by_watermark_at = -_BY_WATERMARK_EVERY_S
 
@@ -71,10 +75,17 @@ class Retention:
             return []
         with lock:
             self._purge().finish()
-            gone = [decision for decision in self.plan() if decision.goes and self._purge().purge(decision.one)]
+            gone = [decision for decision in self.plan() if decision.goes and self._purge_audited(decision.one)]
         for decision in gone:
             log.info("purged the %s of %s: %s", decision.one.what, decision.one.name, decision.because)
         return gone
+
+    def _purge_audited(self, one: Purgeable) -> bool:
+        subject = subject_of_job(self._store, one.jobs[0].id)  # while there are files that say it
+        is_gone = self._purge().purge(one)
+        if is_gone:
+            study_deleted(self._audit, subject)
+        return is_gone
 
     def plan(self) -> Iterator[Decision]:
         """What would be purged now, what would not, and why."""

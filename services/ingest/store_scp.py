@@ -12,6 +12,7 @@ import shutil
 import ssl
 import threading
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO, cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -30,6 +31,9 @@ from pynetdicom.transport import AssociationSocket
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError
+from services.audit.association_audit import AssociationAudit
+from services.audit.events import Peer
+from services.audit.trail import AuditTrail
 from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
@@ -105,6 +109,7 @@ class Listener:
         self._admitting = threading.Lock()
         self._port: int | None = None
         self._held = HeldInstances(store, jobs)
+        self.audit = AssociationAudit(AuditTrail(settings, "listener"))
 
     @property
     def port(self) -> int:
@@ -130,6 +135,7 @@ class Listener:
             (evt.EVT_C_ECHO, _answer_echo),
             (evt.EVT_C_STORE, self.answer_store),
             (evt.EVT_N_EVENT_REPORT, self._answer_report),
+            *self.audit.handlers(),
         ]
         bounds = Bounds(
             timeout_s=self._settings.network_timeout_s,
@@ -157,6 +163,7 @@ class Listener:
         """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again."""
         self._ae.shutdown()
         self._watcher.stop()
+        self.audit.end_all()
 
     def _admit(self, event: Event) -> None:
         """Reject whom the rules do not let in, and who would be one too many; the called AE title is pynetdicom's."""
@@ -225,6 +232,7 @@ class Listener:
         if self._held.holds(named, view(encoded), is_arriving=arriving is not None, tenant=tenant):
             if arriving is not None:
                 self._register.touch(arriving, calling)
+            self._note_taken_in(named, calling, path)
             return
         self._store.check_room(len(view(encoded)))
         announced = None
@@ -240,8 +248,13 @@ class Listener:
             file.write(encode_file_meta(file_meta))
             encoded.seek(0)
             shutil.copyfileobj(encoded, file, _COPIED_AT_ONCE_BYTES)
+        self._note_taken_in(named, calling, path)
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
+
+    def _note_taken_in(self, named: Identifiers, calling: Calling, path: Path) -> None:
+        peer = Peer(calling.ae_title, calling.address)
+        self.audit.took_in(calling.association, peer, named.study_instance_uid, named.sop_class_uid, path)
 
     def held(self, study_instance_uid: str, series_instance_uid: str, tenant: str = DEFAULT_TENANT) -> set[str]:
         """SOP Instance UIDs that are here and belong to a job of the tenant, or will."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -41,6 +42,7 @@ class StowReceiver:
     Attributes:
         stored: items of the Referenced SOP Sequence, for instances held now, whether they are new or not.
         failed: items of the Failed SOP Sequence.
+        received: number of instances held now, by Study Instance UID and SOP Class UID.
         unreadable: items of the Other Failures Sequence, for parts that are no instance at all.
         lacked_room: whether something of this was refused because the disk is full: it may come again.
     """
@@ -64,6 +66,7 @@ class StowReceiver:
         self.failed: list[Dataset] = []
         self.unreadable: list[Dataset] = []
         self.lacked_room = False
+        self.received: dict[str, Counter[str]] = {}
         self._store = store
         self._jobs = jobs
         self._held = held
@@ -134,6 +137,7 @@ class StowReceiver:
             self.lacked_room = self.lacked_room or item.FailureReason == OUT_OF_RESOURCES
             (self.unreadable if named is None else self.failed).append(item)
         else:
+            self.received.setdefault(named.study_instance_uid, Counter())[named.sop_class_uid] += 1
             self.stored.append(_named_item(named))
             self.stored[-1].RetrieveURL = self._urls.instance(
                 named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid

@@ -172,6 +172,7 @@ class StudyFetch:
                 )
         finally:
             self._count(uid, images, failed)
+            self.listener.audit.fetched(self._study_instance_uid)
 
     @property
     def _study_instance_uid(self) -> str:

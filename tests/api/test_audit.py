@@ -1,0 +1,84 @@
+"""What requests leave in the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pydicom import dcmread
+from pydicom.filebase import DicomBytesIO
+
+from services.audit.codes import EXPORT, IMPORT, INSTANCES_TRANSFERRED, PROCEDURE_RECORD, QUERY
+from services.audit.message import AuditMessage
+from services.audit.written import written_messages
+from tests.api.conftest import RunningGateway
+from tests.api.test_dicomweb_store import MEDIA_TYPE, multipart
+
+
+def audited(gateway: RunningGateway, study: str = "") -> list[AuditMessage]:
+    return list(written_messages(gateway.settings.data_dir / "audit", study))
+
+
+@pytest.fixture
+def series(make_series: Callable[..., list[bytes]]) -> list[bytes]:
+    return make_series(patient_id="PHI-4711")
+
+
+def uid_of(series: list[bytes]) -> str:
+    return str(dcmread(DicomBytesIO(series[0])).StudyInstanceUID)
+
+
+def test_an_upload_its_results_and_its_cancellation_are_of_one_study(
+    gateway: RunningGateway, series: list[bytes]
+) -> None:
+    files = [("files", (f"{number}.dcm", content)) for number, content in enumerate(series)]
+    job_id = gateway.client.post("/segment", files=files).raise_for_status().json()["id"]
+    gateway.finish(job_id, files=("seg.dcm", "preview.png"))
+    for _ in range(3):
+        gateway.client.get(f"/segment/{job_id}/seg.dcm").raise_for_status()
+    gateway.client.get(f"/segment/{job_id}/findings").raise_for_status()
+    gateway.client.get(f"/segment/{job_id}").raise_for_status()
+    messages = audited(gateway, uid_of(series))
+    assert [one.event for one in messages] == [IMPORT, EXPORT, EXPORT]  # three times the same within a minute is once
+    for one in messages:
+        assert one.objects[0].details == {"Job": job_id}
+        assert one.objects[1].object_id == "PHI-4711"
+        assert one.participants[0].address == "127.0.0.1"
+
+
+def test_the_end_of_a_job_by_a_client_is_written_down(gateway: RunningGateway, series: list[bytes]) -> None:
+    files = [("files", (f"{number}.dcm", content)) for number, content in enumerate(series)]
+    job_id = gateway.client.post("/segment", files=files).raise_for_status().json()["id"]
+    gateway.client.delete(f"/segment/{job_id}").raise_for_status()
+    gateway.client.post(f"/segment/{job_id}/retry").raise_for_status()
+    changes = [one for one in audited(gateway) if one.event == PROCEDURE_RECORD]
+    assert [one.outcome_description for one in changes] == ["job cancelled", "job asked for again"]
+
+
+def test_stored_queried_and_retrieved_over_dicomweb(gateway: RunningGateway, series: list[bytes]) -> None:
+    study = uid_of(series)
+    body = multipart(series)
+    gateway.client.post("/dicom-web/studies", content=body, headers={"Content-Type": MEDIA_TYPE}).raise_for_status()
+    gateway.client.get("/dicom-web/studies", params={"PatientID": "PHI-4711"}).raise_for_status()
+    gateway.client.get(f"/dicom-web/studies/{study}").raise_for_status()
+    gateway.client.get(f"/dicom-web/studies/{study}/metadata").raise_for_status()
+    stored, query, retrieved = audited(gateway)
+    assert (stored.event, stored.action) == (INSTANCES_TRANSFERRED, "C")
+    assert sum(stored.objects[0].instances.values()) == len(series)
+    assert (query.event, query.objects[0].query) == (QUERY, "PatientID=PHI-4711")
+    assert (retrieved.event, retrieved.action) == (INSTANCES_TRANSFERRED, "R")
+    assert retrieved.objects[1].object_id == "PHI-4711"
+
+
+def test_an_upload_that_is_no_dicom_is_known_by_its_job(gateway: RunningGateway, nifti: bytes) -> None:
+    job_id = gateway.submit(nifti)
+    (imported,) = audited(gateway)
+    assert imported.objects[0].object_id == f"urn:uuid:{job_id}"
+
+
+def test_what_was_refused_and_what_names_no_patient_is_not_written_down(gateway: RunningGateway) -> None:
+    gateway.client.post("/segment", files={"files": ("x", b"nothing")})
+    gateway.client.get("/segment")
+    gateway.client.get("/health")
+    gateway.client.get("/dicom-web/studies/1.2.3")
+    assert audited(gateway) == []
