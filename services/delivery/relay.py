@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,8 +55,8 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
 _BATCH = 16
-# Longer than sending a batch takes. What a relay that died had claimed is due again after it.
-_CLAIM_S = 120.0
+# Renewed for as long as a batch is being sent. What a relay that died had claimed is due again after it.
+_CLAIM_S = 30.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
 _DESTINATIONS_AT_ONCE = 32
@@ -75,6 +76,8 @@ class Relay:
         self._reports = CommitmentReports(outbox, settings)
         self._threads = ThreadPoolExecutor(_DESTINATIONS_AT_ONCE, thread_name_prefix="delivery")
         self._busy: dict[str, Future[int]] = {}
+        self._claimed: dict[str, Sequence[OutboxRow]] = {}
+        self._renewed_at = time.monotonic()
         self._stopping = threading.Event()
 
     def deliver_due(self) -> int:
@@ -90,6 +93,14 @@ class Relay:
             if destination not in self._busy:
                 self._busy[destination] = self._threads.submit(self._deliver_to, destination)
 
+    def renew_claims(self) -> None:
+        """Call often: what is being sent stays ours, however long the destination takes."""
+        if time.monotonic() - self._renewed_at < _CLAIM_S / 3:
+            return
+        self._renewed_at = time.monotonic()
+        for rows in list(self._claimed.values()):
+            self._outbox.renew(rows, lease_s=_CLAIM_S)
+
     def stop(self) -> None:
         """Wait for what is being sent; nothing else is begun."""
         self._stopping.set()
@@ -102,9 +113,12 @@ class Relay:
                 due := self._outbox.claim_due(limit=_BATCH, lease_s=_CLAIM_S, destination=destination)
             ):
                 attempts += len(due)
+                self._claimed[destination] = due
                 self._attempt(destination, due)
         except Exception as error:  # noqa: BLE001  the thread's outermost loop; what is left is claimed again in time
             _log_unexpected(destination, error)
+        finally:
+            self._claimed.pop(destination, None)
         return attempts
 
     def _attempt(self, destination: str, due: Sequence[OutboxRow]) -> None:
@@ -301,8 +315,12 @@ def run_relay(settings: Settings) -> None:
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
     sweeping.start()
+    def deliver() -> None:
+        relay.start_due()
+        relay.renew_claims()
+
     log.info("ready: relay")
-    repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
+    repeat(deliver, stopping, pause_s=_PAUSE_S)
     relay.stop()
     sweeping.join()
     queue.close()

@@ -88,6 +88,15 @@ class Outbox:
                 row.attempts += 1
             return due
 
+    def renew(self, rows: Sequence[OutboxRow], *, lease_s: float) -> None:
+        """Keep rows that were claimed together for so much longer. What has been put off meanwhile stays put off."""
+        claimed_until, until = rows[0].next_attempt_at, utc_now() + timedelta(seconds=lease_s)
+        still_claimed = and_(OutboxRow.id.in_([row.id for row in rows]), OutboxRow.next_attempt_at == claimed_until)
+        with self._database.write() as session:
+            session.execute(update(OutboxRow).where(still_claimed).values(next_attempt_at=until))
+        for row in rows:
+            row.next_attempt_at = until
+
     def delivered(self, row: OutboxRow) -> None:
         """The destination has it. The job is completed with its last delivery, in the same transaction."""
         with self._database.write() as session:
