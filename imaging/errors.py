@@ -8,6 +8,7 @@ EmbolensError
 ├── NotFound                  no such job, file or node
 ├── StateConflict             the job's state does not allow what was asked for
 ├── Cancelled                 somebody asked for the work to stop
+│   └── WorkerEnding          the process is to end before the work does; another one is to take it over
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
 ├── QueueUnavailable          the broker does not answer
 ├── NodeUnavailable           a node to fetch from does not answer, or did not send all of it; it is asked again
@@ -96,6 +97,10 @@ class StateConflict(EmbolensError):
 
 class Cancelled(EmbolensError):
     default_code = "cancelled"
+
+
+class WorkerEnding(Cancelled):
+    default_code = "worker_ending"
 
 
 class StorageFull(EmbolensError):

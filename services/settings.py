@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     lease_s: float = Field(30.0, description="A running job whose worker is silent for this long is given to another")
+    worker_drain_s: float = Field(
+        240.0, description="A worker that is told to end (SIGTERM) finishes its job within this, or hands it back"
+    )
     max_attempts: int = Field(3, description="A job is tried this often before it is failed")
     sweep_s: float = Field(5.0, description="Time between two sweeps of the relay")
 

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _BATCH = 16
 # Renewed for as long as a batch is being sent. What a relay that died had claimed is due again after it.
-_CLAIM_S = 30.0
+_CLAIM_S = 20.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
 _DESTINATIONS_AT_ONCE = 32
@@ -302,12 +302,14 @@ def run_relay(settings: Settings) -> None:
     database.upgrade()
     store = StudyStore(settings.data_dir)
     queue = TaskQueue(settings.redis_url)
-    relay = Relay(settings, Outbox(database), store)
+    outbox = Outbox(database)
+    relay = Relay(settings, outbox, store)
     sweep = Sweep(settings, store, JobStore(database), queue)
     index = HeldIndex(database, store)
 
     def sweep_once() -> None:
         sweep.run()
+        outbox.bring_forward(longest_s=max(settings.delivery_max_backoff_s, _CLAIM_S))
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
 
@@ -315,6 +317,7 @@ def run_relay(settings: Settings) -> None:
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
     sweeping.start()
+
     def deliver() -> None:
         relay.start_due()
         relay.renew_claims()

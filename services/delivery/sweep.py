@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime
 
 from imaging.errors import QueueUnavailable
+from services.delivery.unchanged import Unchanged
 from services.settings import Settings
-from services.store.jobs import WORKER_LOST, JobStore, utc_now
+from services.store.jobs import WORKER_LOST, JobStore, Lease
 from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -17,22 +19,35 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 24 * 3600.0
 _LEFTOVERS_EVERY_S = 3600.0
+_SLACK_S = 1.0  # a sweep takes longer than the pause between two
 _FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
 
 
 class Sweep:
     """Run every few seconds by the relay; harmless when several relays do it."""
 
-    def __init__(self, settings: Settings, store: StudyStore, jobs: JobStore, queue: TaskQueue) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: StudyStore,
+        jobs: JobStore,
+        queue: TaskQueue,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._jobs = jobs
         self._queue = queue
         self._queue_answers = True
         self._leftovers_at = -_LEFTOVERS_EVERY_S
+        longest_s = 2 * settings.sweep_s + _SLACK_S
+        self._leases = Unchanged[Lease](longest_s, clock)
+        self._not_in_queue = Unchanged[tuple[str, datetime]](longest_s, clock)
 
     def run(self) -> None:
-        for job_id in self._jobs.take_back_expired(max_attempts=self._settings.max_attempts):
+        held_for_s = self._leases.look(self._jobs.leases())
+        silent = [lease for lease, unchanged_s in held_for_s.items() if unchanged_s > self._settings.lease_s]
+        for job_id in self._jobs.take_back_expired(silent, max_attempts=self._settings.max_attempts):
             log.warning("job %s was taken back from a worker that went silent", job_id)
         self._enqueue_what_the_queue_lost()
         if removed := self._store.remove_stale_arrivals(older_than_s=_DAY_S):
@@ -55,20 +70,21 @@ class Sweep:
             self._queue_answers = False
             return
         self._queue_answers = True
-        now = utc_now()
-        for job in self._jobs.queued():
-            if job.id not in waiting and job.updated_at + self._wait(job) < now:
+        lost = {(job.id, job.updated_at): job for job in self._jobs.queued() if job.id not in waiting}
+        for which, unchanged_s in self._not_in_queue.look(lost).items():
+            job = lost[which]
+            if unchanged_s >= self._wait_s(job):
                 log.info("job %s is enqueued again", job.id)
                 self._queue.enqueue(job.id, Priority(job.priority))
 
-    def _wait(self, job: JobRow) -> timedelta:
-        """How long the job has been queued before the sweep enqueues it: longer with every attempt that failed.
+    def _wait_s(self, job: JobRow) -> float:
+        """How long the queue knows nothing of the job before the sweep enqueues it: longer with every failed attempt.
 
         A worker that went silent has let a whole lease pass already.
         """
         failed = job.attempts if job.error_code not in (None, WORKER_LOST) else 0
         spacing_s = _FIRST_WAIT_S * 3.0 ** (failed - 1) if failed else 0.0
-        return timedelta(seconds=max(self._settings.sweep_s, spacing_s))
+        return max(self._settings.sweep_s, spacing_s)
 
     def _remove_directories_without_job(self) -> None:
         """Job directories older than a day that no row knows, as a process leaves behind that died before its insert.

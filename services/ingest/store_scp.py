@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
     StorageCommitmentPushModel,
     Verification,
 )
+from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import ConfigurationError, EmbolensError
@@ -30,6 +31,7 @@ from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
+from services.ingest.association_drain import AssociationDrain
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 
 _REJECTED = (0x01, 0x01, 0x01)  # permanently, by the service user, no reason given (PS3.8 9.3.4)
 _MAX_PDU_BYTES = 1024**2
+_DRAIN_S = 10.0
 _NETWORK_TIMEOUT_S = 60  # a peer that is silent for longer has gone; its association is aborted
 
 
@@ -91,14 +94,15 @@ class Listener:
         self._allowed = rules.associations
         self._ae.require_called_aet = self._allowed.called_ae_title_must_match
         self._ae.require_calling_aet = list(self._allowed.calling_ae_titles)
-        self._port: int | None = None
+        self._drain = AssociationDrain()
+        self._server: ThreadedAssociationServer | None = None
         self._held = HeldInstances(store, jobs)
 
     @property
     def port(self) -> int:
         """The port listened on; known once started."""
-        assert self._port is not None, "not started"
-        return self._port
+        assert self._server is not None, "not started"
+        return int(self._server.server_address[1])
 
     @property
     def register(self) -> ArrivingSeriesRegister:
@@ -118,20 +122,25 @@ class Listener:
             (evt.EVT_C_ECHO, _answer_echo),
             (evt.EVT_C_STORE, self.answer_store),
             (evt.EVT_N_EVENT_REPORT, self._answer_report),
+            *self._drain.handlers,
         ]
         try:
-            server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
+            self._server = self._ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=tls)
         except OSError as error:
             self._watcher.stop()
             raise ConfigurationError(
                 f"cannot listen on {address[0]}:{address[1]}: {error.strerror}",
                 remedy="set EMBOLENS_DICOM_HOST and EMBOLENS_DICOM_PORT",
             ) from error
-        assert server is not None
-        self._port = int(server.server_address[1])
 
     def stop(self) -> None:
-        """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again."""
+        """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again.
+
+        An instance that is being received is answered first.
+        """
+        if self._server is not None:
+            self._server.shutdown()
+            self._drain.end(self._ae.active_associations, within_s=_DRAIN_S)
         self._ae.shutdown()
         self._watcher.stop()
 

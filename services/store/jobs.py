@@ -4,15 +4,17 @@
     receiving -> not_analysable | cancelled ; running -> not_analysable | cancelled | failed
     delivering -> cancelled (late slices) ; failed | cancelled | not_analysable -> queued (retry)
 
-A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when the lease runs
-out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "look at this job":
-`claim` decides, so a message delivered twice does no harm.
+A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when a sweep sees
+that it is renewed no more, it gives the job back to the queue, and after `max_attempts` it fails. The queue only says
+"look at this job": `claim` decides, so a message delivered twice does no harm.
 """
 
 from __future__ import annotations
 
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -49,6 +51,15 @@ def utc_now() -> datetime:
 def outbox_key(job_id: str) -> str:
     """What `Database.one_at_a_time` is asked for by those who change a job's state by its outbox rows."""
     return f"outbox {job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who holds a running job. Every renewal makes it another one."""
+
+    job_id: str
+    owner: str | None
+    expires_at: datetime | None
 
 
 class LeaseAnswer(Enum):
@@ -88,6 +99,10 @@ class JobFilter:
     priority: Priority | None = None
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
+
+
+def _nothing() -> None:
+    pass
 
 
 class JobStore:
@@ -140,6 +155,8 @@ class JobStore:
                     priority=priority.value,
                     supersedes=None if last is None else last.id,
                 )
+                if last is not None:  # the clock may have been set back since
+                    job.created_at = max(job.created_at, last.created_at + timedelta(microseconds=1))
                 session.add(job)
             if arrivals:
                 job.arrivals += arrivals
@@ -532,8 +549,12 @@ class JobStore:
         findings: Mapping[str, Any],
         stage_seconds: Mapping[str, float],
         deliveries: Sequence[Delivery | Notification],
+        put_in_place: Callable[[], None] = _nothing,
     ) -> None:
         """running -> delivering with its outbox rows, or -> completed where nobody is to be sent anything.
+
+        Args:
+            put_in_place: gives the result its final place. Called while nobody else can take the job over.
 
         Raises:
             Cancelled: somebody asked for the job to stop.
@@ -556,11 +577,18 @@ class JobStore:
                 finished_at=None if deliveries else now,
             )
             _add_to_outbox(session, job_id, deliveries)
+            session.flush()
+            put_in_place()
 
     def finish_not_analysable(
-        self, job_id: str, owner: str, findings: Mapping[str, Any], deliveries: Sequence[Delivery | Notification] = ()
+        self,
+        job_id: str,
+        owner: str,
+        findings: Mapping[str, Any],
+        deliveries: Sequence[Delivery | Notification] = (),
+        put_in_place: Callable[[], None] = _nothing,
     ) -> None:
-        """running -> not_analysable, with the outbox rows of the report that says so. Raises what `finish` raises."""
+        """running -> not_analysable, with the outbox rows of the report that says so; else as `finish`."""
         with self._database.write() as session:
             job = session.get(JobRow, job_id)
             _end_wanted(
@@ -575,6 +603,8 @@ class JobStore:
                 finished_at=utc_now(),
             )
             _add_to_outbox(session, job_id, deliveries)
+            session.flush()
+            put_in_place()
 
     def finish_cancelled(self, job_id: str, owner: str) -> None:
         """running -> cancelled; who asked for it is already recorded."""
@@ -596,19 +626,36 @@ class JobStore:
         with self._database.write() as session:
             return _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts)
 
-    def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
-        """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
+    def hand_back(self, job_id: str, owner: str, *, code: str, message: str) -> None:
+        """running -> queued (or cancelled, where that was asked for), and the attempt does not count: it could not be
+        made here and now. Raises StateConflict where the lease was lost."""
         with self._database.write() as session:
-            expired = session.scalars(
-                select(JobRow.id).where(JobRow.state == JobState.RUNNING.value, JobRow.lease_expires_at < utc_now())
-            ).all()
-            message = "the worker stopped answering in the middle of the job"
-            return [
-                job_id
-                for job_id in expired
-                if _fail(session, job_id, JobRow.lease_expires_at < utc_now(), WORKER_LOST, message, max_attempts)
-                is JobState.QUEUED
-            ]
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, JobRow.lease_owner == owner)
+                .values(attempts=JobRow.attempts - 1)
+            )
+            _fail(session, job_id, JobRow.lease_owner == owner, code, message, max_attempts=sys.maxsize)
+
+    def leases(self) -> Sequence[Lease]:
+        """Of all running jobs. Waits for its turn to write, as who renews one has to."""
+        query = select(JobRow.id, JobRow.lease_owner, JobRow.lease_expires_at)
+        with self._database.write() as session:
+            return [Lease(*held) for held in session.execute(query.where(JobRow.state == JobState.RUNNING.value))]
+
+    def take_back_expired(self, expired: Iterable[Lease], *, max_attempts: int) -> Sequence[str]:
+        """Jobs whose worker went silent: given back to the queue or failed, unless their lease has been renewed since.
+
+        Returns the ids that are queued again.
+        """
+        message = "the worker stopped answering in the middle of the job"
+        queued = []
+        for lease in expired:
+            unchanged = and_(JobRow.lease_owner == lease.owner, JobRow.lease_expires_at == lease.expires_at)
+            with suppress(StateConflict), self._database.write() as session:
+                if _fail(session, lease.job_id, unchanged, WORKER_LOST, message, max_attempts) is JobState.QUEUED:
+                    queued.append(lease.job_id)
+        return queued
 
     def _change(self, job_id: str, states: Sequence[JobState], *conditions: Any, **values: Any) -> None:
         with self._database.write() as session:
@@ -763,6 +810,7 @@ __all__ = [
     "Delivery",
     "JobFilter",
     "JobStore",
+    "Lease",
     "LeaseAnswer",
     "Notification",
     "outbox_key",

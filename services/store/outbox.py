@@ -163,6 +163,20 @@ class Outbox:
         """`state` is what it waits in: a stored row may wait to be asked for, or to be sent again."""
         self._set(row, last_error=error, state=state.value, next_attempt_at=utc_now() + timedelta(seconds=wait_s))
 
+    def bring_forward(self, *, longest_s: float) -> None:
+        """What is not due for longer than anything is put off has been overtaken: the clock was set back. It is due.
+
+        What waits for a report on storage commitment waits on.
+        """
+        now = utc_now()
+        to_be_done = or_(
+            OutboxRow.state == DeliveryState.PENDING.value,
+            and_(OutboxRow.state == DeliveryState.STORED.value, OutboxRow.transaction_uid.is_(None)),
+        )
+        overtaken = OutboxRow.next_attempt_at > now + timedelta(seconds=longest_s)
+        with self._database.write() as session:
+            session.execute(update(OutboxRow).where(to_be_done, overtaken).values(next_attempt_at=now))
+
     def park(self, row: OutboxRow, error: str) -> None:
         """Not tried again until somebody says so (`JobStore.retry`); stays visible in its job."""
         self._set(row, last_error=error, state=DeliveryState.PARKED.value)
