@@ -26,12 +26,40 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingPacs]:
 
 @pytest.fixture
 def start_system(tmp_path: Path, pacs: CountingPacs) -> Iterator[StartSystem]:
+    """For tests that need settings of their own."""
     with ExitStack() as stack:
 
         def start(**options: Any) -> System:
             return stack.enter_context(System(tmp_path, pacs.orthanc, **options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By how many seconds the wall clock of the shared system is shifted."""
+    path = tmp_path_factory.mktemp("clock") / "shift_s"
+    path.write_text("0")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_system(tmp_path_factory: pytest.TempPathFactory, pacs: CountingPacs, clock: Path) -> Iterator[System]:
+    wrapper = ["tests/faults/shifted_clock.py", str(clock)]
+    directory = tmp_path_factory.mktemp("system")
+    with System(directory, pacs.orthanc, wrapper=wrapper, EMBOLENS_WORKER_DRAIN_S="2") as system:
+        yield system
+
+
+@pytest.fixture
+def system(shared_system: System) -> Iterator[System]:
+    """With one worker, whose jobs take a second, and a drain time of 2 s. Everything is up again after the test."""
+    yield shared_system
+    for part in list(shared_system.parts):
+        if part.startswith("worker-") and part != "worker-1":
+            shared_system.remove(part)
+        elif not shared_system.is_up(part):
+            shared_system.start(part)
 
 
 @pytest.fixture

@@ -116,6 +116,30 @@ def upload(study: Study, url: str, *, give_up_s: float = _GIVE_UP_S) -> None:
         if answer.status_code == 202:
             study.job_id = answer.json()["id"]
         else:
+            assert answer.status_code != 503 or "Retry-After" in answer.headers
+            study.statuses.append(answer.status_code)
+            time.sleep(_PAUSE_S)
+
+
+def store_over_http(study: Study, url: str, *, give_up_s: float = _GIVE_UP_S) -> None:
+    """STOW-RS until every instance is acknowledged; the statuses before that are kept in the study."""
+    deadline = time.monotonic() + give_up_s
+    head = b"--part\r\nContent-Type: application/dicom\r\n\r\n"
+    body = b"".join(head + file.read_bytes() + b"\r\n" for file in study.files) + b"--part--\r\n"
+    headers = {
+        "Content-Type": 'multipart/related; type="application/dicom"; boundary=part',
+        "Accept": "application/dicom+json",
+    }
+    while len(study.acknowledged) < len(study.files):
+        assert time.monotonic() < deadline, f"not accepted: {study.statuses}"
+        try:
+            answer = httpx.post(f"{url}/dicom-web/studies", content=body, headers=headers, timeout=60)
+        except httpx.TransportError:
+            time.sleep(_PAUSE_S)
+            continue
+        if answer.status_code == 200:
+            study.acknowledged |= {item["00081155"]["Value"][0] for item in answer.json()["00081199"]["Value"]}
+        else:
             study.statuses.append(answer.status_code)
             time.sleep(_PAUSE_S)
 

@@ -33,8 +33,8 @@ _DRAIN_S = 60.0
 class System:
     """Use as a context manager. Every part that ends is started again, unless it is to stay down.
 
-    Parts are `gateway`, `listener`, `relay`, `worker-1` and so on, and `redis`. The workers have a light segmenter; a job
-    takes them about four times `stage_s`.
+    Parts are `gateway`, `listener`, `relay`, `worker-1` and so on, and `redis`. The workers have a light segmenter: a
+    job takes them about four times `stage_s`.
     """
 
     def __init__(
@@ -80,11 +80,13 @@ class System:
             "EMBOLENS_DELIVERY_MAX_BACKOFF_S": "5",
             **settings,
         }
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{gateway_port}", timeout=60)
+        self.url = f"http://127.0.0.1:{gateway_port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
         self.database = Database(database_url or f"sqlite:///{self.data_dir / 'embolens.sqlite'}")
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._started_at: dict[str, float] = {}
         self._stay_down: set[str] = set()
+        self._own_environment: dict[str, dict[str, str]] = {}
         self._lock = threading.RLock()
         self._leaving = threading.Event()
         self._keeper = threading.Thread(target=self._keep_running, name="keeper")
@@ -132,6 +134,9 @@ class System:
         with self._lock, suppress(ProcessLookupError):
             os.kill(self.pid(part), signal.SIGKILL)
 
+    def is_up(self, part: str) -> bool:
+        return part not in self._stay_down
+
     def put_down(self, part: str, number: signal.Signals = signal.SIGKILL) -> int:
         """End it and leave it down until `start`; returns its exit status."""
         with self._lock:
@@ -139,16 +144,19 @@ class System:
             self._processes[part].send_signal(number)
         return self._processes[part].wait(_DRAIN_S)
 
-    def start(self, part: str) -> None:
+    def start(self, part: str, **environment: str) -> None:
+        """Start what was put down, or one more worker; `environment` is for this part alone."""
         with self._lock:
+            self._own_environment[part] = environment
             self._stay_down.discard(part)
+            if part not in self.parts:
+                self.parts.append(part)
             self._start(part)
 
-    def restart(self, part: str) -> int:
-        """SIGTERM, wait for its end, start; returns its exit status."""
-        status = self.put_down(part, signal.SIGTERM)
-        self.start(part)
-        return status
+    def remove(self, part: str) -> None:
+        """End a worker that was one more."""
+        self.put_down(part)
+        self.parts.remove(part)
 
     def empty_redis(self) -> None:
         Redis.from_url(self.redis_url).flushall()
@@ -189,7 +197,7 @@ class System:
     def _keep_running(self) -> None:
         while not self._leaving.wait(0.1):
             with self._lock:
-                for part in self.parts:
+                for part in list(self.parts):
                     ended = self._processes[part].poll() is not None
                     old_enough = time.monotonic() - self._started_at[part] > _SHORTEST_LIFE_S
                     if ended and old_enough and part not in self._stay_down:
@@ -208,7 +216,7 @@ class System:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=REPOSITORY,
-                env=self._environment,
+                env=self._environment | self._own_environment.get(part, {}),
             )
 
     def _start_redis(self) -> EmbeddedRedis:
