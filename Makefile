@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint advisories image-test lock sbom openapi peers fuzz
+.PHONY: help setup demo test lint advisories image-test lock sbom openapi peers fuzz soak
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,7 @@ DEMO ?=
 # Time and options for fuzzing, e.g. make fuzz FUZZ_SECONDS=3600 FUZZ="--seed 7 --kind seg"
 FUZZ_SECONDS ?= 600
 FUZZ ?=
+SOAK_SECONDS ?= 3600
 # Options for pytest, e.g. make test PYTEST="tests/end_to_end -s"
 PYTEST ?=
 
@@ -42,6 +43,9 @@ test: $(VENV)/.dev peers lint ## All tests, with real peers
 
 fuzz: $(VENV)/.dev ## Damaged files against every reader for FUZZ_SECONDS; findings are kept in .fuzzing
 	@$(BIN)/python -m tests.fuzzing.fuzzer --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+soak: $(VENV)/.dev peers ## Mixed load with random faults for SOAK_SECONDS (3600), the report goes to docs/soak.md
+	@SOAK_SECONDS=$(SOAK_SECONDS) sh deploy/run-tests.sh -s tests/faults/soak.py
 
 lint: $(VENV)/.dev advisories ## ruff, mypy, import-linter, bandit, known vulnerabilities of the locked packages
 	@$(BIN)/ruff check .

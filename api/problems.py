@@ -100,6 +100,7 @@ _TITLES = {
     "internal": "An error inside Embolens",
 }
 _RETRY_AFTER_S = {HTTPStatus.INSUFFICIENT_STORAGE: 60}
+_DATABASE_RETRY_AFTER_S = 10
 _CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the number is nginx's
 
 
@@ -221,7 +222,10 @@ async def _of_database(request: Request, error: Exception) -> Response:
 def answer_without_database(request: Request) -> Response:
     detail = "the database did not answer"
     remedy = "try again, an upload with the same Idempotency-Key; if it stays so, see /health/ready"
-    return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, remedy=remedy)
+    headers = {"Retry-After": str(_DATABASE_RETRY_AFTER_S)}
+    return problem(
+        request, HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, remedy=remedy, headers=headers
+    )
 
 
 async def _of_os_error(request: Request, error: Exception) -> Response:

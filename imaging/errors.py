@@ -14,6 +14,7 @@ EmbolensError
 ├── StateConflict             the job's state does not allow what was asked for
 ├── OutOfMemory               there is not enough memory, of the machine or of its GPU; another time there may be
 ├── Cancelled                 somebody asked for the work to stop
+│   └── WorkerEnding          the process is to end before the work does; another one is to take it over
 ├── StorageFull               the disk cannot take the object (DIMSE A700, HTTP 507)
 ├── QueueUnavailable          the broker does not answer
 ├── QueueFull                 too many studies wait; the sender should come again later (HTTP 503, Retry-After)
@@ -136,6 +137,10 @@ class OutOfMemory(EmbolensError):
 
 class Cancelled(EmbolensError):
     default_code = "cancelled"
+
+
+class WorkerEnding(Cancelled):
+    default_code = "worker_ending"
 
 
 class StorageFull(EmbolensError):

@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     )
     job_timeout_s: float = Field(3600.0, description="An attempt at a job that takes longer is ended")
     lease_s: float = Field(30.0, description="A running job whose worker is silent for this long is given to another")
+    worker_drain_s: float = Field(
+        240.0, description="A worker that is told to end (SIGTERM) finishes its job within this, or hands it back"
+    )
     max_attempts: int = Field(3, description="A job is tried this often before it is failed")
     sweep_s: float = Field(5.0, description="Time between two sweeps of the relay")
 

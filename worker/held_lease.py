@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from imaging.errors import Cancelled, StateConflict
+from imaging.errors import Cancelled, StateConflict, WorkerEnding
 from services.store.jobs import JobStore, LeaseAnswer
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,15 @@ class HeldLease:
     The thread only takes notes; the working thread asks with `check` at moments of its own choosing.
     """
 
-    def __init__(self, jobs: JobStore, job_id: str, owner: str, *, lease_s: float) -> None:
+    def __init__(
+        self, jobs: JobStore, job_id: str, owner: str, *, lease_s: float, is_ending: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`is_ending`: whether this process has to end before the job does."""
         self._jobs = jobs
         self._job_id = job_id
         self._owner = owner
         self._lease_s = lease_s
+        self._is_ending = is_ending
         self._renewed_at = time.monotonic()
         self._answer = LeaseAnswer.HELD
         self._released = threading.Event()
@@ -50,12 +55,15 @@ class HeldLease:
 
         Raises:
             Cancelled: somebody asked for the job to stop.
+            WorkerEnding: this process has to end now.
             StateConflict: the job is not ours any more (code ``lease_lost``).
         """
         if self._answer is LeaseAnswer.CANCEL_REQUESTED:
             raise Cancelled(f"job {self._job_id} was cancelled")
-        if self._answer is LeaseAnswer.LOST or time.monotonic() - self._renewed_at > self._lease_s:
+        if self._answer is LeaseAnswer.LOST:
             raise StateConflict(f"job {self._job_id} is another worker's now", code="lease_lost")
+        if self._is_ending():
+            raise WorkerEnding("the worker was told to end in the middle of the job")
 
     def _keep_renewing(self) -> None:
         while not self._released.wait(min(_LOOK_EVERY_S, self._lease_s / 3)):
@@ -66,7 +74,7 @@ class HeldLease:
                 else:
                     self._answer = self._jobs.renew_lease(self._job_id, self._owner, lease_s=self._lease_s)
                     self._renewed_at = asked_at
-            except SQLAlchemyError as error:  # the next beat tries again; `check` knows when it is too late
+            except SQLAlchemyError as error:  # the next beat tries again; while nobody can write, nobody takes the job
                 log.warning("job %s: the lease could not be renewed: %s", self._job_id, type(error).__name__)
             if self._answer is LeaseAnswer.LOST:
                 return

@@ -16,7 +16,16 @@ from typing import Self
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
-from imaging.errors import Cancelled, EmbolensError, InputError, NotAnalysable, OutOfMemory, Reason, StateConflict
+from imaging.errors import (
+    Cancelled,
+    EmbolensError,
+    InputError,
+    NotAnalysable,
+    OutOfMemory,
+    Reason,
+    StateConflict,
+    WorkerEnding,
+)
 from imaging.findings import Findings, Outcome
 from services.delivery.destinations_file import DestinationsFile
 from services.dicom.input_reader import read_input
@@ -54,9 +63,10 @@ class Pipeline:
     lease_s: float
     max_attempts: int
     seg_options: SegOptions
+    is_ending: Callable[[], bool] = lambda: False
 
     @classmethod
-    def connect(cls, settings: Settings, segmenter: Segmenter) -> Self:
+    def connect(cls, settings: Settings, segmenter: Segmenter, is_ending: Callable[[], bool]) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
         database = Database.of(settings)
         return cls(
@@ -68,10 +78,15 @@ class Pipeline:
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
             seg_options=settings.seg_options,
+            is_ending=is_ending,
         )
 
     def run_next(self) -> None:
-        """Take the job that is next in line, whichever the message named; nothing where nobody waits."""
+        """Take the job that is next in line, whichever the message named; nothing where nobody waits.
+
+        Raises:
+            WorkerEnding: the process has to end; the job is queued again.
+        """
         if not self.store.room().has_for_result:
             log.warning("jobs wait: the disk has no room for a result")
             return
@@ -80,14 +95,18 @@ class Pipeline:
                 return
 
     def run_job(self, job_id: str) -> bool:
-        """Take the job and bring it to an end; nothing it does wrong takes the worker down. False: not to be had."""
+        """Take the job and bring it to an end; nothing it does wrong takes the worker down. False: not to be had.
+
+        Raises:
+            WorkerEnding: as above.
+        """
         owner = lease_owner()
         job = self.jobs.claim(job_id, owner, lease_s=self.lease_s)
         if job is None:
             log.info("job %s is not to be had any more", job_id)
             return False
         try:
-            with HeldLease(self.jobs, job_id, owner, lease_s=self.lease_s) as lease:
+            with HeldLease(self.jobs, job_id, owner, lease_s=self.lease_s, is_ending=self.is_ending) as lease:
                 self._bring_to_an_end(job, owner, lease)
         except StateConflict:
             log.warning("job %s went to another worker meanwhile; this result is thrown away", job_id)
@@ -100,6 +119,10 @@ class Pipeline:
                 self._analyse(job, owner, progress)
             except NotAnalysable as refusal:
                 self._say_not_analysable(job, owner, refusal.reasons, lease)
+        except WorkerEnding as ending:
+            self.jobs.hand_back(job.id, owner, code=ending.code, message=ending.message)
+            log.info("job %s is handed back: this worker ends", job.id)
+            raise
         except Cancelled:
             self.jobs.finish_cancelled(job.id, owner)
             log.info("job %s: cancelled", job.id)
@@ -115,27 +138,32 @@ class Pipeline:
         result = result.with_reasons(Reason(**warning) for warning in job.reasons)  # from the intake
         progress(Stage.WRITE, 0.0)
         identity = identify_result(self.segmenter.package, source.content_digest(), seg_options=self.seg_options)
-        with self._result_directory(job) as directory:
+        with self._filled_directory() as directory:
             written = write_results(source, result, directory, identity, self.seg_options)
-            deliveries = self.destinations.current().deliveries_for(job, written)
             progress(Stage.WRITE, 1.0)
-        self.jobs.finish(
-            job.id,
-            owner,
-            findings=written.findings.to_dict(),
-            stage_seconds={**progress.done(), **result.stage_seconds},
-            deliveries=deliveries,
-        )
+            self.jobs.finish(
+                job.id,
+                owner,
+                findings=written.findings.to_dict(),
+                stage_seconds={**progress.done(), **result.stage_seconds},
+                deliveries=self.destinations.current().deliveries_for(job, written),
+                put_in_place=partial(self._put_in_place, directory, job),
+            )
         log.info("job %s: %s", job.id, written.findings.outcome)
 
     def _say_not_analysable(self, job: JobRow, owner: str, reasons: Sequence[Reason], lease: HeldLease) -> None:
         findings = Findings(Outcome.NOT_ANALYSABLE, reasons=tuple(reasons))
         identity = identify_result(self.segmenter.package, job.inputs_digest or "", seg_options=self.seg_options)
         lease.check()
-        with self._result_directory(job) as directory:
+        with self._filled_directory() as directory:
             written = write_not_analysable(findings, directory, identity, self.store.read_inputs(job.id))
-            deliveries = self.destinations.current().deliveries_for(job, written)
-        self.jobs.finish_not_analysable(job.id, owner, written.findings.to_dict(), deliveries=deliveries)
+            self.jobs.finish_not_analysable(
+                job.id,
+                owner,
+                written.findings.to_dict(),
+                deliveries=self.destinations.current().deliveries_for(job, written),
+                put_in_place=partial(self._put_in_place, directory, job),
+            )
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:
@@ -176,14 +204,17 @@ class Pipeline:
                 return
 
     @contextmanager
-    def _result_directory(self, job: JobRow) -> Iterator[Path]:
-        """A directory to fill; on leaving without an exception it is the job's result, else it is gone."""
+    def _filled_directory(self) -> Iterator[Path]:
+        """A directory to fill with a result; gone on leaving, unless it was put in its place."""
         directory = self.store.arriving_directory()
         try:
             yield directory
-            self.store.replace_directory(directory, self.store.result_directory(job.id))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _put_in_place(self, filled: Path, job: JobRow) -> None:
+        """In the transaction that ends the job: who lost it meanwhile must not touch the files of who has it now."""
+        self.store.replace_directory(filled, self.store.result_directory(job.id))
 
 
 def _read(files: Sequence[Path], on_progress: Callable[[float], None]) -> SourceImage:

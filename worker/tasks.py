@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import task_failure, worker_process_init
+from celery.exceptions import Reject
+from celery.signals import task_failure, worker_process_init, worker_shutting_down
 
-from imaging.errors import EmbolensError, OutOfMemory
+from imaging.errors import EmbolensError, OutOfMemory, WorkerEnding
 from services.parent_death import die_with_parent
 from services.process_log import where_raised
 from services.settings import Settings
@@ -33,7 +36,8 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
     """The Celery application of a worker. Each process of its pool loads the networks when it starts.
 
     Where that fails (a wrong model package, unreadable destinations, no such device) the whole worker ends: an operator
-    must act, and the jobs wait in the queue meanwhile.
+    must act, and the jobs wait in the queue meanwhile. Told to end, it finishes the job in hand; after
+    `worker_drain_s` it hands it back to the queue.
     """
     app = make_celery(settings.redis_url)
     app.conf.update(
@@ -44,16 +48,25 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
         task_time_limit=settings.job_timeout_s * 1.25 + 1,  # kills its process, where the job does not hear
     )
 
+    is_ending = mmap.mmap(-1, 1)  # one byte that the worker shares with the processes of its pool
+
     @cache
     def pipeline() -> Pipeline:
-        return Pipeline.connect(settings, load_segmenter(settings))
+        return Pipeline.connect(settings, load_segmenter(settings), lambda: is_ending[0] != 0)
 
     @app.task(name=SEGMENT_TASK)
     def segment(job_id: str) -> None:
         try:
             pipeline().run_next()  # the id is for those who look into the queue
+        except WorkerEnding as error:
+            raise Reject(error.message, requeue=True) from error
         except MemoryError:  # celery would end the worker with it
             raise OutOfMemory("no memory was left to record that the job failed") from None
+
+    def end_in_time(**_: Any) -> None:
+        timer = threading.Timer(settings.worker_drain_s, is_ending.__setitem__, (0, 1))
+        timer.daemon = True
+        timer.start()
 
     parent_pid = os.getpid()
 
@@ -75,6 +88,7 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
 
     worker_process_init.connect(begin_process, weak=False)
     task_failure.connect(attempt_is_lost, weak=False)
+    worker_shutting_down.connect(end_in_time, weak=False)
     return app
 
 

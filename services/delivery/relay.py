@@ -64,8 +64,8 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _AUDIT_PAUSE_S = 2.0
 _BATCH = 16
-# Longer than sending one object takes, renewed in between. What a relay that died had claimed is due again after it.
-_CLAIM_S = 120.0
+# Renewed for as long as a batch is being sent. What a relay that died had claimed is due again after it.
+_CLAIM_S = 20.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
 _DESTINATIONS_AT_ONCE = 32
@@ -100,6 +100,7 @@ class Relay:
         self._threads = ThreadPoolExecutor(_DESTINATIONS_AT_ONCE, thread_name_prefix="delivery")
         self._busy: dict[str, Future[int]] = {}
         self._in_hand: dict[int, OutboxRow] = {}  # claimed, and nothing written down about them yet
+        self._renewed_at = time.monotonic()
         self._stopping = threading.Event()
 
     def deliver_due(self) -> int:
@@ -114,6 +115,14 @@ class Relay:
         for destination in self._outbox.due_destinations():
             if destination not in self._busy:
                 self._busy[destination] = self._threads.submit(self._deliver_to, destination)
+
+    def renew_claims(self) -> None:
+        """Call often: what is being sent stays ours, however long the destination takes."""
+        if time.monotonic() - self._renewed_at < _CLAIM_S / 3:
+            return
+        self._renewed_at = time.monotonic()
+        if in_hand := list(self._in_hand.values()):
+            self._outbox.renew(in_hand, lease_s=_CLAIM_S)
 
     def stop(self) -> bool:
         """Nothing else is begun; the object that is being sent just then may arrive yet. Associations that take longer
@@ -138,7 +147,12 @@ class Relay:
             ):
                 attempts += len(due)
                 self._in_hand.update({row.id: row for row in due})
-                self._attempt(destination, due)
+                try:
+                    self._attempt(destination, due)
+                finally:
+                    if not self._stopping.is_set():  # else `stop` gives back what is left
+                        for row in due:
+                            self._in_hand.pop(row.id, None)
         except Exception as error:  # noqa: BLE001  the thread's outermost loop; what is left is claimed again in time
             _log_unexpected(destination, error)
         return attempts
@@ -154,7 +168,6 @@ class Relay:
 
     def _send(self, destination: str, rows: Sequence[OutboxRow]) -> None:
         left = {row.id: row for row in rows}
-        claimed_at = time.monotonic()
         audited = self._audit.attempt(destination, self._destinations.find(destination), rows)
         try:
             for outcome in self._outcomes(destination, rows):
@@ -165,9 +178,6 @@ class Relay:
                 self._write_down(destination, outcome)
                 if self._stopping.is_set():
                     return
-                if time.monotonic() - claimed_at > _CLAIM_S / 3:  # a slow destination: no other relay must take over
-                    claimed_at = time.monotonic()
-                    self._outbox.hold(list(left.values()), lease_s=_CLAIM_S)
         except SQLAlchemyError:
             raise
         except Exception as error:  # noqa: BLE001  outermost loop: one destination must not stop the others
@@ -327,7 +337,8 @@ def run_relay(settings: Settings) -> None:
     database.upgrade()
     store = StudyStore.of(settings)
     queue = TaskQueue(settings.redis_url)
-    relay = Relay(settings, Outbox(database), store)
+    outbox = Outbox(database)
+    relay = Relay(settings, outbox, store)
     sweep = Sweep(settings, store, JobStore(database), queue)
     failures = FailureReports(settings, store, JobStore(database))
     index = HeldIndex(database, store)
@@ -335,6 +346,7 @@ def run_relay(settings: Settings) -> None:
 
     def sweep_once() -> None:
         sweep.run()
+        outbox.bring_forward(longest_s=max(settings.delivery_max_backoff_s, _CLAIM_S))
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
         retention.run()
@@ -348,8 +360,13 @@ def run_relay(settings: Settings) -> None:
     sweeping.start()
     telling.start()
     forwarding = _forwarding(settings, stopping)
+
+    def deliver() -> None:
+        relay.start_due()
+        relay.renew_claims()
+
     log.info("ready: relay")
-    repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
+    repeat(deliver, stopping, pause_s=_PAUSE_S)
     all_ended = relay.stop()
     threads = [sweeping, telling, *forwarding]
     for thread in threads:

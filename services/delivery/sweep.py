@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime
 
 from imaging.errors import QueueUnavailable
+from services.delivery.unchanged import Unchanged
 from services.settings import Settings
-from services.store.jobs import JobStore, utc_now
+from services.store.jobs import JobStore, Lease
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 
@@ -16,21 +18,34 @@ log = logging.getLogger(__name__)
 
 _DAY_S = 24 * 3600.0
 _LEFTOVERS_EVERY_S = 3600.0
+_SLACK_S = 1.0  # a sweep takes longer than the pause between two
 
 
 class Sweep:
     """Run every few seconds by the relay; harmless when several relays do it."""
 
-    def __init__(self, settings: Settings, store: StudyStore, jobs: JobStore, queue: TaskQueue) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: StudyStore,
+        jobs: JobStore,
+        queue: TaskQueue,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._jobs = jobs
         self._queue = queue
         self._queue_answers = self._had_room = True
         self._leftovers_at = -_LEFTOVERS_EVERY_S
+        longest_s = 2 * settings.sweep_s + _SLACK_S
+        self._leases = Unchanged[Lease](longest_s, clock)
+        self._not_in_queue = Unchanged[tuple[str, datetime]](longest_s, clock)
 
     def run(self) -> None:
-        for job_id in self._jobs.take_back_expired(max_attempts=self._settings.max_attempts):
+        held_for_s = self._leases.look(self._jobs.leases())
+        silent = [lease for lease, unchanged_s in held_for_s.items() if unchanged_s > self._settings.lease_s]
+        for job_id in self._jobs.take_back_expired(silent, max_attempts=self._settings.max_attempts):
             log.warning("job %s was taken back from a worker that went silent", job_id)
         self._enqueue_what_the_queue_lost()
         if removed := self._store.remove_stale_arrivals(older_than_s=_DAY_S):
@@ -55,16 +70,16 @@ class Sweep:
         self._queue_answers = True
         if not self._has_room():
             return
-        startable = self._jobs.startable()
-        on_the_way_since = utc_now() - timedelta(seconds=self._settings.sweep_s)
+        queued = self._jobs.waiting_to_start()
+        lost = {(job.id, job.changed_at): job for job in queued if job.id not in waiting}
+        not_in_queue_s = self._not_in_queue.look(lost)
         unknown = [
-            (job_id, priority)
-            for job_id, priority, changed_at in startable
-            if job_id not in waiting and changed_at < on_the_way_since
+            job for which, job in lost.items() if job.can_start and not_in_queue_s[which] >= self._settings.sweep_s
         ]
-        for job_id, priority in unknown[: max(len(startable) - len(waiting), 0)]:
-            log.info("job %s is enqueued again", job_id)
-            self._queue.enqueue(job_id, priority)
+        missing = sum(job.can_start for job in queued) - len(waiting)
+        for job in unknown[: max(missing, 0)]:
+            log.info("job %s is enqueued again", job.id)
+            self._queue.enqueue(job.id, job.priority)
 
     def _has_room(self) -> bool:
         """Whether a worker would begin with a job; one in the queue that no worker could take is back here."""

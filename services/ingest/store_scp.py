@@ -38,6 +38,7 @@ from services.delivery.storage_commitment import CommitmentReports
 from services.dicom.file_meta import FILE_PREFIX
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
+from services.ingest.association_drain import AssociationDrain
 from services.ingest.bounded_association import ArrivingDataSet, BoundedServer, Bounds, view
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
@@ -61,6 +62,7 @@ MAX_PDU_BYTES = 128 * 1024
 ASSOCIATION_REQUEST_TIMEOUT_S = 30.0
 _COPIED_AT_ONCE_BYTES = 1024**2
 _NO_LIMIT_OF_ITS_OWN = 1_000_000
+_DRAIN_S = 10.0
 
 
 def supported_contexts() -> list[PresentationContext]:
@@ -107,15 +109,16 @@ class Listener:
         self._peers = KnownPeers(rules, settings)
         self._admitted: list[Association] = []
         self._admitting = threading.Lock()
-        self._port: int | None = None
+        self._drain = AssociationDrain()
+        self._server: BoundedServer | None = None
         self._held = HeldInstances(store, jobs)
         self.audit = AssociationAudit(AuditTrail(settings, "listener"))
 
     @property
     def port(self) -> int:
         """The port listened on; known once started."""
-        assert self._port is not None, "not started"
-        return self._port
+        assert self._server is not None, "not started"
+        return int(self._server.server_address[1])
 
     @property
     def register(self) -> ArrivingSeriesRegister:
@@ -136,6 +139,7 @@ class Listener:
             (evt.EVT_C_STORE, self.answer_store),
             (evt.EVT_N_EVENT_REPORT, self._answer_report),
             *self.audit.handlers(),
+            *self._drain.handlers,
         ]
         bounds = Bounds(
             timeout_s=self._settings.network_timeout_s,
@@ -154,13 +158,20 @@ class Listener:
                 f"cannot listen on {address[0]}:{address[1]}: {error.strerror}",
                 remedy="set EMBOLENS_DICOM_HOST and EMBOLENS_DICOM_PORT",
             ) from error
+        assert isinstance(server, BoundedServer)
+        self._server = server
         self._ae._servers.append(server)  # for its shutdown
         threading.Thread(target=server.serve_forever, name="AcceptorServer", daemon=True).start()
-        self._port = int(server.server_address[1])
         self._peers.warn_of_open_doors()
 
     def stop(self) -> None:
-        """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again."""
+        """End the associations and the watcher. What was acknowledged lies on disk; its job is taken up again.
+
+        An instance that is being received is answered first.
+        """
+        if self._server is not None:
+            self._server.shutdown()
+            self._drain.end(self._ae.active_associations, within_s=_DRAIN_S)
         self._ae.shutdown()
         self._watcher.stop()
         self.audit.end_all()

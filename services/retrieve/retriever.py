@@ -92,6 +92,7 @@ class Retriever:
         if time.monotonic() - self._scheduled_at < _SCHEDULE_EVERY_S:
             return
         self._scheduled_at = time.monotonic()
+        self._retrievals.bring_forward(longest_s=self._settings.retrieve_max_backoff_s)
         try:
             self._schedule.request_due(Destinations.load(self._settings.destinations))
         except ConfigurationError as error:

@@ -4,16 +4,17 @@
     receiving -> not_analysable | cancelled ; running -> not_analysable | cancelled | failed
     delivering -> cancelled (late slices) ; failed | cancelled | not_analysable -> queued (retry)
 
-A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when the lease runs
-out, a sweep gives the job back to the queue, and after `max_attempts` it fails. The queue only says "there is a job":
-`waiting_line.py` says which is next and `claim` decides, so a message delivered twice does no harm.
+A running job belongs to one worker by a lease that the worker renews. Nothing else may finish it; when a sweep sees
+that it is renewed no more, it gives the job back to the queue, and after `max_attempts` it fails. The queue only says
+"there is a job": `waiting_line.py` says which is next and `claim` decides, so a message delivered twice does no harm.
 """
 
 from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -23,7 +24,7 @@ from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, func, or
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from imaging.errors import PURGED, Cancelled, NotFound, Reason, StateConflict
+from imaging.errors import PURGED, Cancelled, NotFound, Reason, StateConflict, WorkerEnding
 from services.store.database import Database
 from services.store.rows import (
     ADDRESS_LENGTH,
@@ -43,7 +44,7 @@ STORAGE_FULL = "storage_full"  # of one that had no room for its result
 CANCELLED = "cancelled"  # the error code of a job that somebody wanted to stop
 _SUPERSEDED = "superseded"
 _FULL_DISK_WAIT_S = 15.0  # a worker that still has no room does not begin
-_FIRST_WAIT_S = 5.0  # after a first failed attempt; three times as long after every further one
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 600.0  # after a failed attempt: three times as long after every further one
 _IN_STUDY_STORE = JobRow.source != Source.REST.value  # the files of an upload belong to its job alone
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
@@ -58,13 +59,33 @@ def receiving_key(series_instance_uid: str | None) -> str:
 
 
 def can_start_at(now: datetime) -> ColumnElement[bool]:
-    """Whether a queued job does not wait for its next attempt."""
-    return or_(JobRow.not_before.is_(None), JobRow.not_before <= now)
+    """Whether a queued job does not wait for its next attempt. What would wait too long has seen a clock set back."""
+    overtaken = JobRow.not_before > now + timedelta(seconds=_LONGEST_WAIT_S)
+    return or_(JobRow.not_before.is_(None), JobRow.not_before <= now, overtaken)
 
 
 def outbox_key(job_id: str) -> str:
     """What `Database.one_at_a_time` is asked for by those who change a job's state by its outbox rows."""
     return f"outbox {job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who holds a running job. Every renewal makes it another one."""
+
+    job_id: str
+    owner: str | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A job that waits. `can_start` is False until the next attempt of one that failed is due."""
+
+    id: str
+    priority: Priority
+    changed_at: datetime
+    can_start: bool
 
 
 class LeaseAnswer(Enum):
@@ -105,6 +126,10 @@ class JobFilter:
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
     tenant: str | None = None
+
+
+def _nothing() -> None:
+    pass
 
 
 class JobStore:
@@ -160,6 +185,8 @@ class JobStore:
                     priority=priority.value,
                     supersedes=None if last is None else last.id,
                 )
+                if last is not None:  # the clock may have been set back since
+                    job.created_at = max(job.created_at, last.created_at + timedelta(microseconds=1))
                 session.add(job)
             if arrivals:
                 job.arrivals += arrivals
@@ -443,15 +470,16 @@ class JobStore:
             query = select(JobRow).where(JobRow.state == JobState.QUEUED.value).order_by(JobRow.queued_at)
             return session.scalars(query).all()
 
-    def startable(self) -> Sequence[tuple[str, Priority, datetime]]:
-        """Id, priority and time of the last change of the queued jobs that a worker may take now, oldest first."""
-        query = (
-            select(JobRow.id, JobRow.priority, JobRow.updated_at)
-            .where(JobRow.state == JobState.QUEUED.value, can_start_at(utc_now()))
-            .order_by(JobRow.queued_at)
-        )
+    def waiting_to_start(self) -> Sequence[Queued]:
+        """The queued jobs, oldest first."""
+        can_start = case((can_start_at(utc_now()), True), else_=False)
+        columns = (JobRow.id, JobRow.priority, JobRow.updated_at, can_start)
+        query = select(*columns).where(JobRow.state == JobState.QUEUED.value).order_by(JobRow.queued_at)
         with self._database.read() as session:
-            return [(job_id, Priority(priority), at) for job_id, priority, at in session.execute(query).tuples()]
+            return [
+                Queued(job_id, Priority(priority), changed_at, bool(can))
+                for job_id, priority, changed_at, can in session.execute(query).tuples()
+            ]
 
     # By people
 
@@ -587,8 +615,12 @@ class JobStore:
         findings: Mapping[str, Any],
         stage_seconds: Mapping[str, float],
         deliveries: Sequence[Delivery | Notification],
+        put_in_place: Callable[[], None] = _nothing,
     ) -> None:
         """running -> delivering with its outbox rows, or -> completed where nobody is to be sent anything.
+
+        Args:
+            put_in_place: gives the result its final place. Called while nobody else can take the job over.
 
         Raises:
             Cancelled: somebody asked for the job to stop.
@@ -611,11 +643,18 @@ class JobStore:
                 finished_at=None if deliveries else now,
             )
             _add_to_outbox(session, job_id, deliveries)
+            session.flush()
+            put_in_place()
 
     def finish_not_analysable(
-        self, job_id: str, owner: str, findings: Mapping[str, Any], deliveries: Sequence[Delivery | Notification] = ()
+        self,
+        job_id: str,
+        owner: str,
+        findings: Mapping[str, Any],
+        deliveries: Sequence[Delivery | Notification] = (),
+        put_in_place: Callable[[], None] = _nothing,
     ) -> None:
-        """running -> not_analysable, with the outbox rows of the report that says so. Raises what `finish` raises."""
+        """running -> not_analysable, with the outbox rows of the report that says so; else as `finish`."""
         with self._database.write() as session:
             job = session.get(JobRow, job_id)
             _end_wanted(
@@ -630,6 +669,8 @@ class JobStore:
                 finished_at=utc_now(),
             )
             _add_to_outbox(session, job_id, deliveries)
+            session.flush()
+            put_in_place()
 
     def finish_cancelled(self, job_id: str, owner: str) -> None:
         """running -> cancelled; who asked for it is already recorded."""
@@ -674,19 +715,25 @@ class JobStore:
             running = session.scalars(select(JobRow.id).where(JobRow.state == JobState.RUNNING.value, held)).all()
             return {job_id: _fail(session, job_id, held, code, message, max_attempts) for job_id in running}
 
-    def take_back_expired(self, *, max_attempts: int) -> Sequence[str]:
-        """Jobs whose worker went silent: given back to the queue or failed. Returns the ids that are queued again."""
+    def leases(self) -> Sequence[Lease]:
+        """Of all running jobs. Waits for its turn to write, as who renews one has to."""
+        query = select(JobRow.id, JobRow.lease_owner, JobRow.lease_expires_at)
         with self._database.write() as session:
-            expired = session.scalars(
-                select(JobRow.id).where(JobRow.state == JobState.RUNNING.value, JobRow.lease_expires_at < utc_now())
-            ).all()
-            message = "the worker stopped answering in the middle of the job"
-            return [
-                job_id
-                for job_id in expired
-                if _fail(session, job_id, JobRow.lease_expires_at < utc_now(), WORKER_LOST, message, max_attempts)
-                is JobState.QUEUED
-            ]
+            return [Lease(*held) for held in session.execute(query.where(JobRow.state == JobState.RUNNING.value))]
+
+    def take_back_expired(self, expired: Iterable[Lease], *, max_attempts: int) -> Sequence[str]:
+        """Jobs whose worker went silent: given back to the queue or failed, unless their lease has been renewed since.
+
+        Returns the ids that are queued again.
+        """
+        message = "the worker stopped answering in the middle of the job"
+        queued = []
+        for lease in expired:
+            unchanged = and_(JobRow.lease_owner == lease.owner, JobRow.lease_expires_at == lease.expires_at)
+            with suppress(StateConflict), self._database.write() as session:
+                if _fail(session, lease.job_id, unchanged, WORKER_LOST, message, max_attempts) is JobState.QUEUED:
+                    queued.append(lease.job_id)
+        return queued
 
     # By whoever tells that a job failed
 
@@ -875,11 +922,11 @@ def _fail(session: Session, job_id: str, condition: Any, code: str, message: str
 
 def _after_failure(code: str, attempts: int) -> datetime | None:
     """When to try again: later with every attempt that failed. A worker that went silent has let a lease pass."""
-    if code == WORKER_LOST:
+    if code in (WORKER_LOST, WorkerEnding.default_code):
         return None
     if code == STORAGE_FULL:
         return utc_now() + timedelta(seconds=_FULL_DISK_WAIT_S)
-    return utc_now() + timedelta(seconds=_FIRST_WAIT_S * 3.0 ** (attempts - 1))
+    return utc_now() + timedelta(seconds=min(_FIRST_WAIT_S * 3.0 ** (attempts - 1), _LONGEST_WAIT_S))
 
 
 __all__ = [
@@ -889,6 +936,7 @@ __all__ = [
     "Delivery",
     "JobFilter",
     "JobStore",
+    "Lease",
     "LeaseAnswer",
     "Notification",
     "can_start_at",

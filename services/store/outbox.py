@@ -99,6 +99,17 @@ class Outbox:
                 row.attempts += 1
             return due
 
+    def renew(self, rows: Collection[OutboxRow], *, lease_s: float) -> None:
+        """Keep claimed rows for so much longer. What has been put off or written down meanwhile stays as it is."""
+        until = utc_now() + timedelta(seconds=lease_s)
+        still_claimed = or_(
+            *(and_(OutboxRow.id == row.id, OutboxRow.next_attempt_at == row.next_attempt_at) for row in rows)
+        )
+        with self._database.write() as session:
+            session.execute(update(OutboxRow).where(still_claimed).values(next_attempt_at=until))
+        for row in rows:
+            row.next_attempt_at = until
+
     def delivered(self, row: OutboxRow, answer: Answer | None = None) -> None:
         """The destination has it. The job is completed with its last delivery, in the same transaction.
 
@@ -179,15 +190,6 @@ class Outbox:
         """Not tried again until somebody says so (`retry`, `JobStore.retry`); stays visible in its job."""
         self._set(row, last_error=error, state=DeliveryState.PARKED.value, **_columns(answer))
 
-    def hold(self, rows: Collection[OutboxRow], *, lease_s: float) -> None:
-        """Claimed rows are kept from other relays for longer."""
-        with self._database.write() as session:
-            session.execute(
-                update(OutboxRow)
-                .where(OutboxRow.id.in_([row.id for row in rows]), OutboxRow.state == DeliveryState.PENDING.value)
-                .values(next_attempt_at=utc_now() + timedelta(seconds=lease_s))
-            )
-
     def give_back(self, rows: Collection[OutboxRow]) -> None:
         """Claimed, and not tried to the end: due at once, and the attempt does not count."""
         with self._database.write() as session:
@@ -226,6 +228,20 @@ class Outbox:
         )
         with self._database.read() as session:
             return dict(session.execute(query).tuples().all())
+
+    def bring_forward(self, *, longest_s: float) -> None:
+        """What is not due for longer than anything is put off has been overtaken: the clock was set back. It is due.
+
+        What waits for a report on storage commitment waits on.
+        """
+        now = utc_now()
+        to_be_done = or_(
+            OutboxRow.state == DeliveryState.PENDING.value,
+            and_(OutboxRow.state == DeliveryState.STORED.value, OutboxRow.transaction_uid.is_(None)),
+        )
+        overtaken = OutboxRow.next_attempt_at > now + timedelta(seconds=longest_s)
+        with self._database.write() as session:
+            session.execute(update(OutboxRow).where(to_be_done, overtaken).values(next_attempt_at=now))
 
     def make_due(self, destinations: Collection[str]) -> None:
         """What is pending for these destinations is tried now, with a fresh count of attempts."""

@@ -266,6 +266,14 @@ class RetrievalStore:
             row.updated_at = utc_now()
             return row
 
+    def bring_forward(self, *, longest_s: float) -> None:
+        """What is not due for longer than anything is put off has been overtaken: the clock was set back. It is due."""
+        now = utc_now()
+        pending = RetrievalRow.state == RetrievalState.PENDING.value
+        overtaken = RetrievalRow.next_attempt_at > now + timedelta(seconds=longest_s)
+        with self._database.write() as session:
+            session.execute(update(RetrievalRow).where(pending, overtaken).values(next_attempt_at=now))
+
     def is_cancel_requested(self, retrieval_id: str) -> bool:
         with self._database.read() as session:
             return _row(session, retrieval_id).cancel_requested

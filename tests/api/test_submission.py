@@ -246,6 +246,7 @@ def test_files_stay_exactly_where_the_job_was_recorded_though_the_database_broke
     monkeypatch.setattr(JobStore, "submit", breaking)
     response = gateway.client.post("/segment", files={"files": ("a", nifti)}, headers={"Idempotency-Key": "k"})
     assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+    assert int(response.headers["Retry-After"]) > 0
     if committed:
         [job] = gateway.jobs.queued()
         [path] = gateway.store.read_inputs(job.id)

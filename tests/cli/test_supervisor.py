@@ -104,6 +104,7 @@ def test_a_redis_that_died_is_started_again_where_its_clients_look_for_it(servin
     queue.close()
 
 
+@pytest.mark.fault("processes", "kill -9 of `embolens serve`", "none of its processes outlives it, Redis included")
 def test_nothing_outlives_a_supervisor_that_is_killed(serving: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(serving.pid).children(recursive=True)
 

@@ -17,6 +17,11 @@ from tests.end_to_end.test_phantom_round_trip import _seg_series_uid, phantom_se
 pytestmark = pytest.mark.timeout(400)
 
 
+@pytest.mark.fault(
+    "worker",
+    "kill -9 of the worker, with its pool, in the middle of the cascade",
+    "the job is completed by its second attempt; one SEG in the PACS",
+)
 def test_a_worker_killed_in_the_middle_of_a_job_costs_time_only(
     embolens: RunningEmbolens, orthanc: Orthanc, tmp_path: Path
 ) -> None:
@@ -38,6 +43,11 @@ def test_a_worker_killed_in_the_middle_of_a_job_costs_time_only(
     assert [delivery["state"] for delivery in job["deliveries"]] == ["delivered", "delivered"]  # SEG and SR
 
 
+@pytest.mark.fault(
+    "processes",
+    "kill -9 of the listener in the middle of an association",
+    "every acknowledged instance is on disk; sent again, the rest joins them in one job, whose SEG is in the PACS once",
+)
 def test_a_listener_killed_in_the_middle_of_an_association_loses_nothing_acknowledged(
     embolens: RunningEmbolens, orthanc: Orthanc, tmp_path: Path
 ) -> None:

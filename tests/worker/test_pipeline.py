@@ -228,11 +228,13 @@ def test_the_lease_is_renewed_for_as_long_as_the_work_lasts(
     job = queue_job()
     worker = _in_background(make_pipeline(ThresholdSegmenter(stage_s=0.5), lease_s=0.9), job)
 
+    seen = set()
     while worker.is_alive():
-        assert jobs.take_back_expired(max_attempts=3) == []
+        seen.update(jobs.leases())
         time.sleep(0.05)
 
     assert jobs.get(job.id).state == JobState.COMPLETED
+    assert len(seen) >= 4  # of two seconds; each renewal makes it another one
 
 
 def test_a_result_after_the_lease_was_lost_is_thrown_away(
@@ -250,6 +252,33 @@ def test_a_result_after_the_lease_was_lost_is_thrown_away(
     assert not worker.is_alive()
     assert jobs.get(job.id).lease_owner == "another worker"
     assert not store.result_directory(job.id).exists()
+
+
+def test_who_lost_a_job_without_knowing_leaves_the_files_of_who_has_it_alone(
+    queue_job: QueueJob, make_pipeline: MakePipeline, jobs: JobStore, store: StudyStore
+) -> None:
+    job = queue_job()
+    files: list[dict[str, int]] = []
+
+    def note_files() -> None:
+        files.append({path.name: path.stat().st_ino for path in store.result_directory(job.id).iterdir()})
+
+    class HungAtTheEnd(ThresholdSegmenter):
+        """Meanwhile the job is taken back and finished by another worker."""
+
+        def segment(self, *arguments: Any, **keywords: Any) -> SegmentationResult:
+            result = ThresholdSegmenter.segment(self, *arguments, **keywords)
+            jobs.take_back_expired(jobs.leases(), max_attempts=3)
+            make_pipeline(ThresholdSegmenter()).run_job(job.id)
+            note_files()
+            return result
+
+    make_pipeline(HungAtTheEnd()).run_job(job.id)
+    note_files()
+
+    assert (jobs.get(job.id).state, jobs.get(job.id).attempts) == (JobState.COMPLETED, 2)
+    assert files[0]
+    assert files[0] == files[1]
 
 
 def test_a_job_worked_on_twice_gives_the_same_files(

@@ -69,6 +69,11 @@ def test_sigterm_lets_the_job_in_hand_finish_and_leaves_the_next_in_the_queue(
     assert queue.waiting() == {waiting.id}
 
 
+@pytest.mark.fault(
+    "worker",
+    "kill -9 of the worker, or of its pool's process, in the middle of a job",
+    "the second attempt completes it",
+)
 @pytest.mark.parametrize("victim", ["worker", "its pool's process"])
 def test_a_worker_killed_in_the_middle_costs_time_and_nothing_else(
     victim: str, start: Start, queue: TaskQueue, queue_job: QueueJob, jobs: JobStore

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,41 +12,13 @@ from services.store.database import Database
 from services.store.jobs import JobStore
 from services.store.outbox import Outbox
 from services.store.rows import Base
+from tests.services.store.postgresql import PostgreSql
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """A PostgreSQL server on a unix socket. initdb refuses root, so root lends it to somebody unprivileged."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.fail("PostgreSQL's server is not installed (Debian: postgresql)")
-    binaries = found[-1].parent
-    user = None
-    directory = Path(tempfile.mkdtemp(prefix="embolens-postgresql-"))
-    if os.geteuid() == 0:
-        names = {entry.pw_name for entry in pwd.getpwall()}
-        user = next(name for name in ("postgres", "nobody") if name in names)
-        shutil.chown(directory, user)
-    data = directory / "data"
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "embolens", "-A", "trust", "--no-sync"],
-        user=user, check=True, stdout=subprocess.DEVNULL, cwd=directory,
-    )  # fmt: skip
-    server = subprocess.Popen(
-        [binaries / "postgres", "-D", data, "-k", directory, "-c", "listen_addresses=", "-c", "fsync=off"],
-        user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=directory,
-    )  # fmt: skip
-    try:
-        subprocess.run([binaries / "pg_isready", "-h", directory, "-q"], check=False)
-        for _ in range(200):
-            if subprocess.run([binaries / "pg_isready", "-h", directory, "-q"], check=False).returncode == 0:
-                break
-            assert server.poll() is None, "PostgreSQL did not start"
-        yield f"postgresql+psycopg://embolens@/postgres?host={directory}"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=30)
-        shutil.rmtree(directory)
+    with PostgreSql() as server:
+        yield server.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -32,6 +32,27 @@ def test_a_claimed_row_is_not_seen_again_before_its_lease_is_over(jobs: JobStore
     assert (again.id, again.attempts) == (row.id, 2)
 
 
+def test_a_claim_is_renewed_and_what_was_put_off_meanwhile_stays_put_off(jobs: JobStore, outbox: Outbox) -> None:
+    finished(jobs, "node:PACS", "node:B")
+    rows = outbox.claim_due(limit=10, lease_s=0.2)
+    outbox.postpone(rows[0], "refused", wait_s=0.3)
+    for _ in range(2):
+        outbox.renew(rows, lease_s=0.6)
+        time.sleep(0.4)
+    assert [row.id for row in outbox.claim_due(limit=10, lease_s=60)] == [rows[0].id]
+
+
+def test_what_a_clock_set_back_put_off_for_too_long_is_due(jobs: JobStore, outbox: Outbox) -> None:
+    finished(jobs, "node:PACS", "node:B", "node:C")
+    sent, put_off, asked = outbox.claim_due(limit=10, lease_s=60)
+    outbox.postpone(sent, "refused", wait_s=3600 + 5)  # five seconds, by a clock that went an hour fast
+    outbox.postpone(put_off, "refused", wait_s=500)
+    outbox.stored(asked)
+    outbox.asking([asked], "1.2.3", wait_s=3600)
+    outbox.bring_forward(longest_s=600)
+    assert [row.id for row in outbox.claim_due(limit=10, lease_s=60)] == [sent.id]
+
+
 def test_two_relays_do_not_get_the_same_row(jobs: JobStore, outbox: Outbox) -> None:
     for number in range(12):
         finished(jobs, "node:PACS", series=f"1.2.{number}")

@@ -61,6 +61,15 @@ def test_cancelled_during_its_last_breath_a_retrieval_does_not_wait_for_another_
     assert request(retrievals, 1) != one
 
 
+def test_what_a_clock_set_back_put_off_for_too_long_is_due(retrievals: RetrievalStore) -> None:
+    put_off, overtaken = request(retrievals, 1), request(retrievals, 2)
+    for one, wait_s in ((put_off, 500), (overtaken, 3600 + 5)):
+        assert claimed(retrievals) == one
+        retrievals.try_again(one, DOWN, wait_s=wait_s)
+    retrievals.bring_forward(longest_s=600)
+    assert (claimed(retrievals), claimed(retrievals)) == (overtaken, None)
+
+
 def test_a_run_with_the_same_key_is_the_same_run(retrievals: RetrievalStore) -> None:
     runs = [
         retrievals.request_run(node="PACS", rule={"rule": "night"}, priority=Priority.ROUTINE, run_key=key).id
