@@ -99,7 +99,7 @@ class Relay:
         self._reports = CommitmentReports(outbox, settings)
         self._threads = ThreadPoolExecutor(_DESTINATIONS_AT_ONCE, thread_name_prefix="delivery")
         self._busy: dict[str, Future[int]] = {}
-        self._in_hand: dict[int, OutboxRow] = {}  # claimed, and nothing written down about them yet
+        self._in_hand: dict[int, OutboxRow] = {}  # claimed, and what becomes of them is not written down yet
         self._renewed_at = time.monotonic()
         self._stopping = threading.Event()
 
@@ -151,8 +151,7 @@ class Relay:
                     self._attempt(destination, due)
                 finally:
                     if not self._stopping.is_set():  # else `stop` gives back what is left
-                        for row in due:
-                            self._in_hand.pop(row.id, None)
+                        self._put_down(due)
         except Exception as error:  # noqa: BLE001  the thread's outermost loop; what is left is claimed again in time
             _log_unexpected(destination, error)
         return attempts
@@ -163,8 +162,11 @@ class Relay:
         for _, of_job in groupby(stored, key=lambda row: row.job_id):
             asked = list(of_job)
             self._ask_to_commit(destination, asked)
-            for row in asked:
-                self._in_hand.pop(row.id, None)
+            self._put_down(asked)
+
+    def _put_down(self, rows: Sequence[OutboxRow]) -> None:
+        for row in rows:
+            self._in_hand.pop(row.id, None)
 
     def _send(self, destination: str, rows: Sequence[OutboxRow]) -> None:
         left = {row.id: row for row in rows}
@@ -195,7 +197,7 @@ class Relay:
             self._outbox.stored(row, answer)
         else:
             self._outbox.delivered(row, answer)
-        self._in_hand.pop(row.id, None)
+        self._put_down([row])
         if outcome.error is None:
             what = row.sop_instance_uid or f"notification {row.message_id}"
             log.info("job %s: %s has %s %s", row.job_id, destination, what, outcome.note)
