@@ -56,6 +56,7 @@ WITHOUT_OBJECT = {
     ("POST", "/retrieve"),
     ("POST", "/convert"),  # nothing is kept of it
     ("POST", "/dicom-web/studies"),
+    ("GET", "/metrics"),  # figures of all, for a scope of its own: looked at with the scopes
 }
 # These take an object in, whoever holds one of the same name: looked at below, too.
 TAKES_IN = {("POST", "/dicom-web/studies/{study}")}
@@ -86,6 +87,7 @@ class Hospital:
         one = self.instance
         values = {
             "job_id": self.job if known else UNKNOWN_ID,
+            "delivery_id": "1",
             "retrieval_id": self.retrieval if known else UNKNOWN_ID,
             "study": str(one.StudyInstanceUID) if known else UNKNOWN_UID,
             "series": str(one.SeriesInstanceUID) if known else UNKNOWN_UID,
