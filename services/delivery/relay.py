@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -303,7 +304,10 @@ def run_relay(settings: Settings) -> None:
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
     telling = threading.Thread(
-        target=repeat, args=(failures.write_due, stopping), kwargs={"pause_s": settings.sweep_s}, name="failures"
+        target=repeat,
+        args=(partial(failures.write_due, stopping), stopping),
+        kwargs={"pause_s": settings.sweep_s},
+        name="failures",
     )
     sweeping.start()
     telling.start()
