@@ -18,6 +18,7 @@ What a package's `package.toml` says of it (see `models/packages.py` for the res
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imaging.errors import EmbolensError, Reason
+from imaging.errors import EmbolensError, OutOfMemory, Reason
 from imaging.findings import Findings, Outcome
 from imaging.geometry import Box, WorkingGrid, cropped, to_canonical
 from imaging.lesions import LesionThresholds, find_lesions
@@ -48,17 +49,21 @@ from models.aanet import AANet
 from models.cascade_options import CascadeOptions, Ensemble, Mode
 from models.darknet.network import DarknetNetwork
 from models.fusion import FusionSettings, ensemble_logits, fuse
+from models.out_of_memory import memory_running_out
 from models.packages import ModelPackage, default_package_directory, load_network, load_package
 from models.roi import LungRegion, RoiSettings, find_lungs
 from models.second_pass import SecondPassSettings, looked_at_again
 from models.sliding_window import sliding_window
 from models.unet_blocks import SliceNetwork
 
+log = logging.getLogger(__name__)
+
 OnProgress = Callable[[str, float], None]
 
 _SLICES_AT_ONCE = 4
 _SMALLEST_VESSEL_PIECE_MM3 = 60.0
 _LUNG_HU, _VESSEL_HU = -500, 120
+_SMALLEST_WINDOW = 64  # in smaller ones the network sees too little: emboli lose a fifth of their voxels
 _WORTHWHILE_SHARE = 0.002  # of a window's voxels that must be lung, and vessel, for the window to be looked at
 _VESSEL_WINDOW = {"size_zyx": [64, 64, 64], "overlap": 0.25}
 
@@ -99,6 +104,7 @@ class Cascade:
         vessel_mode = self.options.mode is Mode.VESSEL
         window = settings.get("vessel_window", _VESSEL_WINDOW) if vessel_mode else settings["window"]
         self._window_zyx = tuple(window["size_zyx"])
+        self._fitting_window_zyx = self._window_zyx  # of the scan in hand
         self._overlap = float(window["overlap"])
         self._limits = SuitabilityLimits.from_mapping(settings.get("suitability", {}))
         self._second_pass = _second_pass(self.options, settings)
@@ -142,7 +148,6 @@ class Cascade:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(load_package(package_dir or default_package_directory()), torch.device(device), options)
 
-    @torch.inference_mode()
     def segment(
         self, volume: CtVolume, *, on_progress: OnProgress | None = None, min_score: float | None = None
     ) -> SegmentationResult:
@@ -155,8 +160,14 @@ class Cascade:
 
         Raises:
             NotAnalysable: nothing may be said about emboli in this scan.
+            OutOfMemory: not even the smallest windows fit (code ``out_of_gpu_memory`` on a GPU), or the scan does not.
         """
-        report = on_progress or _ignore_progress
+        self._fitting_window_zyx = self._window_zyx
+        with memory_running_out(), torch.inference_mode():
+            result = self._segment(volume, on_progress or _ignore_progress, min_score)
+        return result.with_reasons(self._smaller_windows())
+
+    def _segment(self, volume: CtVolume, report: OnProgress, min_score: float | None) -> SegmentationResult:
         seconds: dict[str, float] = {}
         canonical, order = to_canonical(volume)
         check_grid(canonical, self._limits)
@@ -200,16 +211,24 @@ class Cascade:
         multiple = max(network.pixel_multiple for network in self._unets) if self._unets else 1
         padding = (0, -width % multiple, 0, -height % multiple)
         logits = [torch.empty(hu.shape, device=self.device) for _ in self._unets]
-        for start in range(0, depth, _SLICES_AT_ONCE):
-            slices = range(start, min(depth, start + _SLICES_AT_ONCE))
-            channels = torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device)
-            channels = F.pad(channels, padding).contiguous(memory_format=torch.channels_last)
-            with self._autocast():
-                for network, out in zip(self._unets, logits, strict=True):
-                    answer = network(channels)
-                    last = answer if isinstance(answer, Tensor) else answer[-1]  # of deep supervision
-                    out[slices.start : slices.stop] = last[:, 0, :height, :width].float()
-            progress(slices.stop / depth)
+        start, at_once = 0, _SLICES_AT_ONCE
+        while start < depth:
+            slices = range(start, min(depth, start + at_once))
+            try:
+                with memory_running_out(), self._autocast():
+                    channels = torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device)
+                    channels = F.pad(channels, padding).contiguous(memory_format=torch.channels_last)
+                    for network, out in zip(self._unets, logits, strict=True):
+                        answer = network(channels)
+                        last = answer if isinstance(answer, Tensor) else answer[-1]  # of deep supervision
+                        out[slices.start : slices.stop] = last[:, 0, :height, :width].float()
+            except OutOfMemory:
+                if len(slices) == 1:
+                    raise
+                at_once = len(slices) // 2
+                continue
+            start = slices.stop
+            progress(start / depth)
         return logits
 
     def volume_logits(
@@ -217,7 +236,8 @@ class Cascade:
     ) -> tuple[Tensor, Tensor]:
         """Embolus and artery logits (z, y, x) of AANet.
 
-        Windows with nothing to look at stay at "surely not", unless `everywhere` is looked.
+        Windows with nothing to look at stay at "surely not", unless `everywhere` is looked. Where memory runs out the
+        windows are made smaller, for the rest of this scan.
         """
         aanet = self._aanet
         assert aanet is not None, "asked for only where it runs"
@@ -228,17 +248,37 @@ class Cascade:
             # Probabilities blend, logits do not: one window's certainty must not outshout its neighbour.
             return torch.sigmoid(torch.cat((embolus, artery), dim=1).float())
 
-        z, y, x = self._window_zyx
-        blended = sliding_window(
-            torch.from_numpy(aanet_input(hu)).to(self.device),
-            predict,
-            window_zyx=(z, y, x),
-            overlap=self._overlap,
-            keep=None if everywhere else self._worth_looking(hu),
-            on_progress=progress,
-        )
-        logits = torch.logit(blended, eps=1e-6)
-        return logits[0], logits[1]
+        keep = None if everywhere else self._worth_looking(hu)
+        while True:
+            try:
+                blended = sliding_window(
+                    torch.from_numpy(aanet_input(hu)).to(self.device),
+                    predict,
+                    window_zyx=self._fitting_window_zyx,
+                    overlap=self._overlap,
+                    keep=keep,
+                    on_progress=progress,
+                )
+            except OutOfMemory:
+                # Not larger than the scan, else smaller windows could be the same ones.
+                window = [min(one, 16 * -(-n // 16)) for one, n in zip(self._fitting_window_zyx, hu.shape, strict=True)]
+                if max(window) <= _SMALLEST_WINDOW:
+                    raise
+                longest = window.index(max(window))
+                window[longest] = max(_SMALLEST_WINDOW, 16 * round(window[longest] / 32))
+                self._fitting_window_zyx = tuple(window)
+                log.warning("not enough memory; AANet looks in windows of %s voxels", self._fitting_window_zyx)
+            else:
+                logits = torch.logit(blended, eps=1e-6)
+                return logits[0], logits[1]
+
+    def _smaller_windows(self) -> tuple[Reason, ...]:
+        """A network sees less around a voxel in smaller windows: whoever reads the result has to know."""
+        if self._fitting_window_zyx == self._window_zyx:
+            return ()
+        used, meant = (" x ".join(map(str, one)) for one in (self._fitting_window_zyx, self._window_zyx))
+        text = f"not enough memory: the 3D network looked in windows of {used} voxels instead of {meant}"
+        return (Reason("compute.smaller_windows", text),)
 
     def _finer_look(self, hu: NDArray[np.int16]) -> Probability:
         """The second pass's embolus probability of a block: AANet alone, gated by the artery it finds there."""

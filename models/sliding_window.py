@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imaging.errors import OutOfMemory
+from models.out_of_memory import memory_running_out
+
 Slices = tuple[slice, slice, slice]
 
 
@@ -53,11 +56,14 @@ def sliding_window(
         window_zyx: largest window, multiples of `multiple`; see `fitted_windows`.
         overlap: smallest overlap, as a fraction of the window.
         keep: is asked with a window's place in the volume; where it says False the window is not run.
-        batch: windows per call of `predict`.
+        batch: windows per call of `predict`; fewer from where memory runs out.
         on_progress: called with the share of windows done after each batch; may raise to stop.
 
     Returns:
         float32 (K, D, H, W). Zero where no window was run.
+
+    Raises:
+        OutOfMemory: not even one window at a time fits.
     """
     depth, height, width = volume.shape
     axes = [
@@ -69,18 +75,27 @@ def sliding_window(
     weight = _distance_to_face(size_zyx).to(volume.device)
     total: Tensor | None = None
     weights = torch.zeros((depth, height, width), dtype=torch.float32, device=volume.device)
-    for first in range(0, len(places), batch):
+    first = 0
+    while first < len(places):
         chosen = places[first : first + batch]
-        windows = torch.stack([_padded(volume[place], size_zyx) for place in chosen])[:, None]
-        predictions = predict(windows).to(device=volume.device, dtype=torch.float32)
+        try:
+            with memory_running_out():
+                windows = torch.stack([_padded(volume[place], size_zyx) for place in chosen])[:, None]
+                predictions = predict(windows).to(device=volume.device, dtype=torch.float32)
+        except OutOfMemory:
+            if len(chosen) == 1:
+                raise
+            batch = len(chosen) // 2
+            continue
         if total is None:
             total = weights.new_zeros((predictions.shape[1], depth, height, width))
         for place, prediction in zip(chosen, predictions, strict=True):
             inside = tuple(slice(0, part.stop - part.start) for part in place)
             total[(slice(None), *place)] += (prediction * weight)[(slice(None), *inside)]
             weights[place] += weight[inside]
+        first += len(chosen)
         if on_progress is not None:
-            on_progress((first + len(chosen)) / len(places))
+            on_progress(first / len(places))
     if total is None:
         # Nothing was worth running; one empty window tells how many channels the answer has.
         channels = predict(volume.new_zeros((1, 1, *size_zyx))).shape[1]

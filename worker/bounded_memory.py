@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ def bound_memory(job_bytes: int) -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
+    with suppress(OSError):  # a container may forbid it
+        Path("/proc/self/oom_score_adj").write_text(str(_FIRST_TO_GO))
     limit = _data_bytes() + (job_bytes or _available_bytes())
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or limit < hard:

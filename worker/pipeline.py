@@ -181,7 +181,7 @@ class Pipeline:
             case _:
                 code, message = "internal", f"unexpected {type(error).__name__}"
         trace = where_raised(error)
-        traceback.clear_frames(error.__traceback__)  # what the analysis held may be all the memory there is
+        _let_go(error)
         log.error("job %s: %s (%s)\n%s", job.id, type(error).__name__, code, trace)
         state = self.jobs.fail(job.id, owner, code=code, message=message, max_attempts=self.max_attempts)
         if state is JobState.QUEUED:
@@ -215,6 +215,13 @@ class Pipeline:
     def _put_in_place(self, filled: Path, job: JobRow) -> None:
         """In the transaction that ends the job: who lost it meanwhile must not touch the files of who has it now."""
         self.store.replace_directory(filled, self.store.result_directory(job.id))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of what the analysis held when it failed: it may be all the memory there is."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _read(files: Sequence[Path], on_progress: Callable[[float], None]) -> SourceImage:

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import resource
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LONGEST_S = 120.0
+_LONGEST_S = 60.0
 _MOST_MEMORY_BYTES = 4 << 30  # address space
 _TRIES = 3
 
@@ -46,8 +47,11 @@ class FailureReports:
         self._jobs = jobs
         self._broken_off: Counter[str] = Counter()
 
-    def write_due(self) -> None:
+    def write_due(self, stopping: threading.Event | None = None) -> None:
+        """Report every failure that is not yet, or as many as there is time for until `stopping`."""
         for job in self._jobs.unreported_failures():
+            if stopping is not None and stopping.is_set():
+                return
             try:
                 self._report(job)
             except (ConfigurationError, OSError) as error:

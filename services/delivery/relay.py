@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -357,7 +358,10 @@ def run_relay(settings: Settings) -> None:
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
     telling = threading.Thread(
-        target=repeat, args=(failures.write_due, stopping), kwargs={"pause_s": settings.sweep_s}, name="failures"
+        target=repeat,
+        args=(partial(failures.write_due, stopping), stopping),
+        kwargs={"pause_s": settings.sweep_s},
+        name="failures",
     )
     sweeping.start()
     telling.start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import resource
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,7 @@ from imaging.errors import InputTooLarge, Reason
 from imaging.volume import CtVolume
 
 MAX_VOXELS = 1_000_000_000  # of any volume that is read: 2 GB as int16
+_BYTES_PER_VOXEL = 12  # at least, of an analysis: HU twice, a probability, label map and masks
 
 InputKind = Literal["dicom", "nifti", "nrrd"]
 OnProgress = Callable[[float], None]  # called with the fraction done, 0..1
@@ -62,9 +64,17 @@ class SourceImage(Protocol):
 
 
 def refuse_too_many_voxels(shape: Sequence[int]) -> None:
+    """Before memory is taken for what a header claims. Where a process has bounded its memory, that counts too."""
     if (count := math.prod(shape)) > MAX_VOXELS:
         extents = " x ".join(str(n) for n in shape)
         raise InputTooLarge(f"{extents} voxels are {count:,}, at most {MAX_VOXELS:,} are read")
+    may_have, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    needed = count * _BYTES_PER_VOXEL
+    if may_have != resource.RLIM_INFINITY and needed > may_have:
+        raise InputTooLarge(
+            f"{count:,} voxels need {needed / 1e9:.1f} GB of memory, there are {may_have / 1e9:.1f} GB",
+            remedy="raise EMBOLENS_WORKER_MEMORY_BYTES, or give the worker a larger machine",
+        )
 
 
 def digest_of(volume: CtVolume, *names: str) -> str:

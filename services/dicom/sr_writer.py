@@ -2,8 +2,8 @@
 
 The first measurement group is about the scan: "pulmonary embolism" is present, absent or not analysable, with coded
 reasons or warnings, and the clot burden. A group for every embolus follows: its measurements, its segment of the SEG.
-Candidates below the threshold are no findings: only the SEG has them. A scan that was not analysable, or on
-which the work failed, has the first group only, without any measurement.
+Candidates below the threshold are no findings: only the SEG has them. A scan that was not analysable, or
+on which the work failed, has the first group only, without any measurement.
 """
 
 from __future__ import annotations

@@ -255,3 +255,11 @@ def test_the_gateway_takes_tokens_and_says_503_when_it_cannot_tell(
     answer = httpx.get(f"{later.url}/segment", headers=shown)
     assert (answer.status_code, answer.json()["code"]) == (503, "issuer_unavailable")
     assert answer.headers["Retry-After"] == "10"
+
+
+def test_figures_of_all_tenants_have_a_scope_of_their_own(open_gateway: RunningGateway) -> None:
+    url = open_gateway.url
+    figures = open_gateway.key_for("default", Scope.METRICS)
+    assert httpx.get(f"{url}/metrics", headers=figures).status_code == 200
+    assert httpx.get(f"{url}/segment", headers=figures).status_code == 403
+    assert httpx.get(f"{url}/metrics", headers=open_gateway.key_for("default", Scope.READ)).status_code == 403

@@ -113,7 +113,26 @@ def test_series_set_aside_before_any_worker_saw_it_has_findings_too(gateway):
     assert findings["scan_probability"] is None
 
 
-def test_failed_job_has_no_findings(gateway, dicom_job):
+def test_failed_job_has_what_was_reported_of_it(gateway, dicom_job):
+    gateway.jobs.claim(dicom_job, "w", lease_s=60)
+    gateway.jobs.fail(dicom_job, "w", code="worker_killed", message="killed", max_attempts=1)
+    said = Findings(Outcome.FAILED, reasons=(Reason("worker_killed", "killed"),)).to_dict()
+    (failed,) = gateway.jobs.unreported_failures()
+    directory = gateway.store.arriving_directory()
+    (directory / "sr.dcm").write_bytes(b"report")
+    final = gateway.store.result_directory(dicom_job)
+    gateway.jobs.report_failure(failed, said, [], lambda: gateway.store.replace_directory(directory, final))
+
+    job = gateway.client.get(f"/segment/{dicom_job}").json()
+    assert (job["state"], job["outcome"], job["error"]["code"]) == ("failed", "failed", "worker_killed")
+    assert (job["can_retry"], job["links"]["seg"], job["scan_probability"]) == (True, None, None)
+    assert gateway.client.get(job["links"]["findings"]).json() == said
+    assert gateway.client.get(job["links"]["sr"]).content == b"report"
+    retried = gateway.client.post(f"/segment/{dicom_job}/retry").json()
+    assert (retried["state"], retried["outcome"], retried["links"]["sr"]) == ("queued", None, None)
+
+
+def test_job_that_has_just_failed_has_no_findings_yet(gateway, dicom_job):
     gateway.jobs.claim(dicom_job, "w", lease_s=60)
     gateway.jobs.fail(dicom_job, "w", code="internal", message="unexpected", max_attempts=1)
     response = gateway.client.get(f"/segment/{dicom_job}/findings")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -21,9 +24,12 @@ from services.store.rows import DeliveryState, JobRow, JobState, Priority
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
 from tests.end_to_end.hospital import running_orthanc
-from tests.worker.conftest import jobs, queue, queue_job, start, store  # noqa: F401
+from tests.worker.conftest import jobs, make_pipeline, queue, queue_job, start, store  # noqa: F401
+from tests.worker.threshold_worker import ThresholdSegmenter
+from worker.pipeline import Pipeline
 
 Start = Callable[..., subprocess.Popen[bytes]]
+LONG_LEASE = {"EMBOLENS_LEASE_S": "300"}  # nobody may have to wait until it has run out
 HARM = {
     3001: ("worker_crashed", "SIGSEGV"),
     3002: ("worker_killed", "SIGKILL"),
@@ -44,7 +50,7 @@ def poisoned(
     def work_on(studies: Iterable[int], **settings: str) -> list[JobRow]:
         ids = [queue_job(poison_hu=hu).id for hu in studies]
         harmless = queue_job().id
-        settings |= {"EMBOLENS_LEASE_S": "300"}  # nobody may have to wait for it
+        settings |= LONG_LEASE
         worker = start("tests/worker/threshold_worker.py", **settings)
         start("-m", "cli.app", "serve", "--only", "relay", **settings)
         for job_id in [*ids, harmless]:
@@ -118,7 +124,10 @@ def test_the_pacs_gets_one_sr_that_says_not_analysed(
         (tmp_path / "destinations.toml").write_text(
             f'[[nodes]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {orthanc.dicom_port}\n'
         )
-        settings = {"EMBOLENS_DESTINATIONS": str(tmp_path / "destinations.toml"), "EMBOLENS_MAX_ATTEMPTS": "1"}
+        settings = LONG_LEASE | {
+            "EMBOLENS_DESTINATIONS": str(tmp_path / "destinations.toml"),
+            "EMBOLENS_MAX_ATTEMPTS": "1",
+        }
         start("tests/worker/threshold_worker.py", **settings)
         start("-m", "cli.app", "serve", "--only", "relay", **settings)
         _wait_for(lambda: {row.state for row in Outbox(database).of_job(job.id)} == {DeliveryState.DELIVERED})
@@ -130,6 +139,35 @@ def test_the_pacs_gets_one_sr_that_says_not_analysed(
     assert jobs.get(job.id).state == JobState.FAILED
     assert sr.SeriesDescription == "Embolens: failed, not analysed (research use only)"
     assert [row.sop_instance_uid for row in Outbox(database).of_job(job.id)] == [sr.SOPInstanceUID]
+
+
+@pytest.mark.fault(
+    area="poison studies",
+    broken="a header of 352 bytes claims 1.001e9 voxels, or 9e8 to a process that may take 8 GB",
+    promise="refused as not analysable (input.too_large) before any memory is taken, with less than 50 MB more in use",
+)
+@pytest.mark.parametrize(("slices", "memory_bytes"), [(1001, resource.RLIM_INFINITY), (900, 8_000_000_000)])
+def test_a_header_that_claims_more_voxels_than_there_is_memory_for_is_refused_before_it_is_read(
+    slices: int,
+    memory_bytes: int,
+    make_pipeline: Callable[..., Pipeline],  # noqa: F811
+    queue_job: Callable[..., JobRow],  # noqa: F811
+    jobs: JobStore,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1000, 1000, slices))
+    header.set_data_dtype(np.int16)
+    job = queue_job(file=gzip.compress(header.binaryblock + bytes(4)))
+    bounded = {resource.RLIMIT_DATA: (memory_bytes, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: bounded[which])
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    make_pipeline(ThresholdSegmenter()).run_job(job.id)
+
+    done = jobs.get(job.id)
+    assert (done.state, [reason["code"] for reason in done.reasons]) == (JobState.NOT_ANALYSABLE, ["input.too_large"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 50_000
 
 
 def _wait_for(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -275,3 +276,15 @@ def test_a_failure_waits_to_be_told_while_the_destinations_cannot_be_read(
     reports.write_due()
 
     assert [row.destination for row in outbox.of_job(job.id)] == ["node:PACS"]
+
+
+@pytest.mark.usefixtures("written_here")
+def test_a_relay_that_is_asked_to_stop_leaves_the_rest_for_later(
+    reports: FailureReports, running_job: Callable[[], JobRow], jobs: JobStore
+) -> None:
+    job = running_job()
+    jobs.fail(job.id, "a", **FAILED, max_attempts=1)
+    stopping = threading.Event()
+    stopping.set()
+    reports.write_due(stopping)
+    assert jobs.get(job.id).outcome is None
