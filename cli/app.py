@@ -8,6 +8,7 @@ import typer
 
 from cli.convert import convert
 from cli.demo import demo
+from cli.downgrade import downgrade
 from cli.evaluate import evaluate
 from cli.exit_codes import exit_code_of, explain
 from cli.health import health
@@ -43,6 +44,7 @@ app.command()(insert)
 app.command()(train)
 app.command()(package)
 app.command()(purge)
+app.command()(downgrade)
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 
