@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from cli.backup import backup
 from cli.convert import convert
 from cli.demo import demo
 from cli.downgrade import downgrade
@@ -44,6 +45,7 @@ app.command()(insert)
 app.command()(train)
 app.command()(package)
 app.command()(purge)
+app.command()(backup)
 app.command()(downgrade)
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")

@@ -14,12 +14,11 @@ from services.settings import Settings
 from services.store.database import Database
 from services.store.directory_lock import lock_directory
 from services.store.jobs import utc_now
-from services.store.purge import Purge, Purgeable, What
+from services.store.purge import LOCK, Purge, Purgeable, What
 from services.store.study_store import StudyStore
 
 log = logging.getLogger(__name__)
 
-LOCK = "purge"  # whoever holds it in the data directory (a backup, another relay) lets nothing be purged
 _BY_AGE_EVERY_S = 3600.0
 _BY_WATERMARK_EVERY_S = 30.0
 

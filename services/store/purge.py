@@ -38,6 +38,7 @@ from services.store.rows import (
 )
 from services.store.study_store import StudyStore
 
+LOCK = "purge"  # whoever holds it in the data directory (a backup, another relay) lets nothing be purged
 _SETTLED = timedelta(hours=1)  # far longer than any process needs from looking at a job to using its files
 
 
