@@ -292,22 +292,27 @@ def run_relay(settings: Settings) -> None:
     relay = Relay(settings, Outbox(database), store)
     sweep = Sweep(settings, store, JobStore(database), queue)
     index = HeldIndex(database, store)
-    retention = Retention(settings, database, store)
+    retention = Retention(settings, database, store, is_stopping=stopping.is_set)
 
     def sweep_once() -> None:
         sweep.run()
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
-        retention.run()
 
     sweeping = threading.Thread(
         target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
     )
+    # Removing a lot of files takes minutes, in which leases run out all the same.
+    purging = threading.Thread(
+        target=repeat, args=(retention.run, stopping), kwargs={"pause_s": settings.sweep_s}, name="retention"
+    )
     sweeping.start()
+    purging.start()
     log.info("ready: relay")
     repeat(relay.start_due, stopping, pause_s=_PAUSE_S)
     relay.stop()
     sweeping.join()
+    purging.join()
     queue.close()
     database.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -36,7 +36,14 @@ class Decision:
 class Retention:
     """Run by the relay; harmless when several relays do it."""
 
-    def __init__(self, settings: Settings, database: Database, store: StudyStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: StudyStore,
+        *,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Raises ConfigurationError when the watermarks make no sense."""
         if settings.purge_at_percent and settings.purge_to_percent >= settings.purge_at_percent:
             raise ConfigurationError(
@@ -46,6 +53,7 @@ class Retention:
         self._settings = settings
         self._database = database
         self._store = store
+        self._is_stopping = is_stopping
         self._by_age_at = -_BY_AGE_EVERY_S
         self._by_watermark_at = -_BY_WATERMARK_EVERY_S
 
@@ -68,17 +76,24 @@ class Retention:
         except ConfigurationError:
             log.info("nothing is purged while a backup, or another purge, goes on")
             return []
+        gone = []
         with lock:
-            self._purge().finish()
-            gone = [decision for decision in self.plan() if decision.goes and self._purge().purge(decision.one)]
-        for decision in gone:
-            log.info("purged the %s of %s: %s", decision.one.what, decision.one.name, decision.because)
+            purge = self._purge()
+            purge.finish()
+            for decision in self.plan():
+                if self._is_stopping():
+                    break
+                if decision.goes and purge.purge(decision.one):
+                    log.info("purged the %s of %s: %s", decision.one.what, decision.one.name, decision.because)
+                    gone.append(decision)
         return gone
 
-    def plan(self) -> Iterator[Decision]:
-        """What would be purged now, what would not, and why."""
+    def plan(self, *, whole: bool = False) -> Iterator[Decision]:
+        """What would be purged now, what would not, and why; `whole`: also of kinds of which nothing can go."""
         purge, excess_bytes = self._purge(), self._excess_bytes()
         for what in What:
+            if not (whole or self._days(what) or excess_bytes > 0):
+                continue
             for one in purge.candidates(what):
                 if (kept := purge.why_kept(one)) is not None:
                     yield Decision(one, False, kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,10 @@ class Database:
         """Raises sqlalchemy.exc.SQLAlchemyError when the database does not answer."""
         with self.read() as session:
             session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
+
+    def free_bytes(self) -> int | None:
+        """Of the disk on which SQLite's file lies; None of PostgreSQL."""
+        return shutil.disk_usage(Path(make_url(self.url).database or "").parent).free if self.is_sqlite else None
 
     def close(self) -> None:
         self.engine.dispose()
