@@ -21,6 +21,9 @@ from api.problems import problem
 from api.schemas import LiveSchema, PartSchema, ReadySchema
 from imaging.errors import QueueUnavailable
 
+MIB = 1024**2
+_LEAST_FOR_DATABASE_BYTES = MIB  # far more than a job's row
+
 router = APIRouter(prefix="/health", tags=["health"])
 
 
@@ -46,7 +49,11 @@ def ready(request: Request, gateway: OpenGateway) -> ReadySchema | Response:
 
 
 def _database(gateway: Gateway) -> PartSchema:
-    return _probed(gateway.database.ping, "does not answer")
+    answers = _probed(gateway.database.ping, "does not answer")
+    free = gateway.database.free_bytes()
+    if answers.ok and free is not None and free < _LEAST_FOR_DATABASE_BYTES:
+        return PartSchema(ok=False, detail=f"{free / MIB:.1f} MiB free on its disk")
+    return answers
 
 
 def _redis(gateway: Gateway) -> PartSchema:

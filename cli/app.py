@@ -7,8 +7,10 @@ import sys
 import typer
 
 from cli.audit import audit
+from cli.backup import backup
 from cli.convert import convert
 from cli.demo import demo
+from cli.downgrade import downgrade
 from cli.evaluate import evaluate
 from cli.exit_codes import exit_code_of, explain
 from cli.export import export
@@ -49,6 +51,8 @@ app.command()(package)
 app.add_typer(keys, name="keys")
 app.command()(purge)
 app.add_typer(audit, name="audit")
+app.command()(backup)
+app.command()(downgrade)
 app.add_typer(models, name="models")
 app.add_typer(rules, name="rules")
 

@@ -31,7 +31,7 @@ def purge(
     database = Database.of(settings())
     database.upgrade()
     retention = Retention(settings(), database, StudyStore.of(settings()))
-    Console(width=180).print(_table(retention.plan() if dry_run else retention.purge_now()))
+    Console(width=180).print(_table(retention.plan(whole=True) if dry_run else retention.purge_now()))
     database.close()
 
 

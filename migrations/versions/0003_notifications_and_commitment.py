@@ -29,6 +29,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DELETE FROM outbox WHERE sop_instance_uid IS NULL")
     op.execute("UPDATE outbox SET state = 'pending' WHERE state = 'stored'")
+    op.execute(
+        "UPDATE jobs SET state = 'completed', finished_at = updated_at WHERE state = 'delivering' AND NOT EXISTS "
+        "(SELECT 1 FROM outbox WHERE outbox.job_id = jobs.id AND outbox.state != 'delivered')"
+    )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.drop_index("ix_outbox_transaction")
         batch_op.drop_constraint("uq_outbox_message", type_="unique")

@@ -55,6 +55,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("UPDATE jobs SET source = 'dicom' WHERE source = 'dicomweb'")  # which is new with this
     op.drop_table("held_instances")
     op.drop_table("held_series")
     # Not as a batch: that makes the table anew, which SQLite refuses while other rows refer to it.

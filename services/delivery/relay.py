@@ -345,27 +345,25 @@ def run_relay(settings: Settings) -> None:
     sweep = Sweep(settings, store, JobStore(database), queue)
     failures = FailureReports(settings, store, JobStore(database))
     index = HeldIndex(database, store)
-    retention = Retention(settings, database, store)
+    retention = Retention(settings, database, store, is_stopping=stopping.is_set)
 
     def sweep_once() -> None:
         sweep.run()
         outbox.bring_forward(longest_s=max(settings.delivery_max_backoff_s, _CLAIM_S))
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
-        retention.run()
 
-    sweeping = threading.Thread(
-        target=repeat, args=(sweep_once, stopping), kwargs={"pause_s": settings.sweep_s}, name="sweep"
-    )
-    telling = threading.Thread(
-        target=repeat,
-        args=(partial(failures.write_due, stopping), stopping),
-        kwargs={"pause_s": settings.sweep_s},
-        name="failures",
-    )
-    sweeping.start()
-    telling.start()
-    forwarding = _forwarding(settings, stopping)
+    background = [
+        threading.Thread(target=repeat, args=(work, stopping), kwargs={"pause_s": pause_s}, name=name)
+        for name, work, pause_s in (
+            ("sweep", sweep_once, settings.sweep_s),
+            ("failures", partial(failures.write_due, stopping), settings.sweep_s),
+            ("retention", retention.run, settings.sweep_s),  # removing a lot of files takes minutes
+            *_forwarding(settings),
+        )
+    ]
+    for thread in background:
+        thread.start()
 
     def deliver() -> None:
         relay.start_due()
@@ -374,24 +372,18 @@ def run_relay(settings: Settings) -> None:
     log.info("ready: relay")
     repeat(deliver, stopping, pause_s=_PAUSE_S)
     all_ended = relay.stop()
-    threads = [sweeping, telling, *forwarding]
-    for thread in threads:
+    for thread in background:
         thread.join(_LAST_SWEEP_S)
-    if not all_ended or any(thread.is_alive() for thread in threads):
+    if not all_ended or any(thread.is_alive() for thread in background):
         log.info("the relay ends in the middle of what it was doing; the next one does it again")
         os._exit(0)  # the interpreter would wait for threads that wait for a silent peer
     queue.close()
     database.close()
 
 
-def _forwarding(settings: Settings, stopping: threading.Event) -> list[threading.Thread]:
-    """A thread that sends the audit trail to the syslog server, where there is one."""
-    if not settings.audit_syslog:
-        return []
-    forward = AuditForwarder(settings).forward
-    thread = threading.Thread(target=repeat, args=(forward, stopping), kwargs={"pause_s": _AUDIT_PAUSE_S}, name="audit")
-    thread.start()
-    return [thread]
+def _forwarding(settings: Settings) -> list[tuple[str, Callable[[], object], float]]:
+    """What sends the audit trail to the syslog server, where there is one."""
+    return [("audit", AuditForwarder(settings).forward, _AUDIT_PAUSE_S)] if settings.audit_syslog else []
 
 
 def repeat(work: Callable[[], object], stopping: threading.Event, *, pause_s: float) -> None:

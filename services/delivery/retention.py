@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,12 +17,11 @@ from services.settings import Settings
 from services.store.database import Database
 from services.store.directory_lock import lock_directory
 from services.store.jobs import utc_now
-from services.store.purge import Purge, Purgeable, What
+from services.store.purge import LOCK, Purge, Purgeable, What
 from services.store.study_store import StudyStore
 
 log = logging.getLogger(__name__)
 
-LOCK = "purge"  # whoever holds it in the data directory (a backup, another relay) lets nothing be purged
 _BY_AGE_EVERY_S = 3600.0
 _BY_WATERMARK_EVERY_S = 30.0
 
@@ -40,7 +39,14 @@ class Decision:
 class Retention:
     """Run by the relay; harmless when several relays do it."""
 
-    def __init__(self, settings: Settings, database: Database, store: StudyStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: StudyStore,
+        *,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Raises ConfigurationError when the watermarks make no sense."""
         if settings.purge_at_percent and settings.purge_to_percent >= settings.purge_at_percent:
             raise ConfigurationError(
@@ -51,6 +57,7 @@ class Retention:
         self._database = database
         self._store = store
         self._audit = AuditTrail(settings, "retention")
+        self._is_stopping = is_stopping
         self._by_age_at = -_BY_AGE_EVERY_S
         self._by_watermark_at = -_BY_WATERMARK_EVERY_S
 
@@ -73,24 +80,31 @@ class Retention:
         except ConfigurationError:
             log.info("nothing is purged while a backup, or another purge, goes on")
             return []
+        gone = []
         with lock:
-            self._purge().finish()
-            gone = [decision for decision in self.plan() if decision.goes and self._purge_audited(decision.one)]
-        for decision in gone:
-            log.info("purged the %s of %s: %s", decision.one.what, decision.one.name, decision.because)
+            purge = self._purge()
+            purge.finish()
+            for decision in self.plan():
+                if self._is_stopping():
+                    break
+                if decision.goes and self._purge_audited(purge, decision.one):
+                    log.info("purged the %s of %s: %s", decision.one.what, decision.one.name, decision.because)
+                    gone.append(decision)
         return gone
 
-    def _purge_audited(self, one: Purgeable) -> bool:
+    def _purge_audited(self, purge: Purge, one: Purgeable) -> bool:
         subject = subject_of_job(self._store, one.jobs[0].id)  # while there are files that say it
-        is_gone = self._purge().purge(one)
+        is_gone = purge.purge(one)
         if is_gone:
             study_deleted(self._audit, subject)
         return is_gone
 
-    def plan(self) -> Iterator[Decision]:
-        """What would be purged now, what would not, and why."""
+    def plan(self, *, whole: bool = False) -> Iterator[Decision]:
+        """What would be purged now, what would not, and why; `whole`: also of kinds of which nothing can go."""
         purge, excess_bytes = self._purge(), self._excess_bytes()
         for what in What:
+            if not (whole or self._days(what) or excess_bytes > 0):
+                continue
             for one in purge.candidates(what):
                 if (kept := purge.why_kept(one)) is not None:
                     yield Decision(one, False, kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
+from imaging.errors import ConfigurationError
 from services.settings import Settings
 from services.store.durability import Durability
+from services.version import VERSION
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _MIGRATION_LOCK_ID = 0x456D626F  # pg_advisory_lock key: "Embo"
@@ -60,12 +66,41 @@ class Database:
             session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": key})
 
     def upgrade(self) -> None:
-        """Bring the schema to the newest revision; safe when several processes start at once."""
+        """Bring the schema to the newest revision; safe when several processes start at once.
+
+        Raises:
+            ConfigurationError: it is newer than this program.
+        """
+        with self._migrating() as config:
+            command.upgrade(config, "head")
+
+    def downgrade(self, revision: str) -> None:
+        """Bring the schema back to an older revision, for an older program; `docs/operations.md` says what is lost.
+
+        Raises:
+            ConfigurationError: there is no such revision, or the schema is newer than this program.
+        """
+        with self._migrating() as config:
+            try:
+                command.downgrade(config, revision)
+            except CommandError as error:
+                raise ConfigurationError(f"the schema cannot go back to {revision}: {error}") from error
+
+    @contextmanager
+    def _migrating(self) -> Iterator[Config]:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+            unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
+            if unknown:
+                raise ConfigurationError(
+                    f"the database has schema {', '.join(unknown)}, which Embolens {VERSION} does not know",
+                    code="database.newer_schema",
+                    remedy=f"run the newer Embolens, or with it `embolens downgrade {max(known)}` first",
+                )
+            yield config
             connection.commit()
 
     @contextmanager
@@ -92,6 +127,10 @@ class Database:
         """Raises sqlalchemy.exc.SQLAlchemyError when the database does not answer."""
         with self.read() as session:
             session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
+
+    def free_bytes(self) -> int | None:
+        """Of the disk on which SQLite's file lies; None of PostgreSQL."""
+        return shutil.disk_usage(Path(make_url(self.url).database or "").parent).free if self.is_sqlite else None
 
     def close(self) -> None:
         self.engine.dispose()

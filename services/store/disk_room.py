@@ -61,7 +61,7 @@ def means_full(error: BaseException | None) -> bool:
             return True
         if isinstance(error, DBAPIError) and _is_full(error.orig):
             return True
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return False
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from services.store.database import Database
 from services.store.jobs import CANCELLED, receiving_key, utc_now
@@ -38,6 +38,11 @@ from services.store.rows import (
 )
 from services.store.study_store import StudyStore
 
+LOCK = "purge"  # whoever holds it in the data directory (a backup, another relay) lets nothing be purged
+_WITHOUT_FINDINGS = load_only(
+    JobRow.state, JobRow.source, JobRow.study_instance_uid, JobRow.series_instance_uid, JobRow.error_code,
+    JobRow.created_at, JobRow.updated_at, JobRow.finished_at,
+)  # fmt: skip
 _SETTLED = timedelta(hours=1)  # far longer than any process needs from looking at a job to using its files
 
 
@@ -90,7 +95,12 @@ class Purge:
 
     def candidates(self, what: What) -> list[Purgeable]:
         """All that is not purged of series and jobs that have ended, what ended first first."""
-        query = select(JobRow).where(_purged_at(what).is_(None)).order_by(JobRow.created_at.desc())
+        query = (
+            select(JobRow)
+            .where(_purged_at(what).is_(None))
+            .order_by(JobRow.created_at.desc())
+            .options(_WITHOUT_FINDINGS)
+        )
         together: dict[tuple[str | None, ...], list[JobRow]] = defaultdict(list)
         with self._database.read() as session:
             for job in session.scalars(query):

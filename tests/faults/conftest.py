@@ -1,13 +1,10 @@
-"""A PACS for all tests here, systems beside it that may be broken, small disks to fill."""
+"""A PACS for all tests here, and systems beside it that may be broken."""
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 
 from tests.api.conftest import gateway, make_nifti, make_series, nifti, start_gateway  # noqa: F401
 from tests.faults.pacs import CountingPacs, running_pacs
+from tests.faults.small_disk import small_disk  # noqa: F401
 from tests.faults.studies import Study, make_study
 from tests.faults.system import System
 
@@ -72,48 +70,3 @@ def make_studies(tmp_path: Path) -> MakeStudies:
         return [make_study(tmp_path / "studies", random.randrange(2**31)) for _ in range(count)]
 
     return make
-
-
-MIB = 1024**2
-
-
-@dataclass(frozen=True)
-class SmallDisk:
-    """A file system of its own."""
-
-    path: Path
-
-    def fill(self, *, leave_bytes: int = 0) -> None:
-        """With a file that is nobody's, until so much is free; 0: until it takes no byte more."""
-        with (self.path / "ballast").open("ab", buffering=0) as ballast, suppress(OSError):
-            while (free := self.free_bytes) > leave_bytes or not leave_bytes:
-                ballast.write(bytes(min(MIB, max(free - leave_bytes, 1))))
-
-    def make_room(self) -> None:
-        (self.path / "ballast").unlink()
-
-    @property
-    def free_bytes(self) -> int:
-        found = os.statvfs(self.path)
-        return found.f_bavail * found.f_frsize
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
-    """Mounts file systems of so many bytes; they are gone with the test."""
-    mounted: list[Path] = []
-
-    def mount(size_bytes: int) -> SmallDisk:
-        path = tmp_path / f"disk{len(mounted)}"
-        path.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path], capture_output=True, check=False
-        )
-        if done.returncode:
-            pytest.fail("a disk cannot be mounted here: run `make test`, which gives the tests mounts of their own")
-        mounted.append(path)
-        return SmallDisk(path)
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", "--lazy", path], check=True)

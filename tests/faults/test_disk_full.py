@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -28,7 +29,7 @@ from services.store.outbox import Outbox
 from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
-from tests.faults.conftest import MIB, SmallDisk
+from tests.faults.small_disk import MIB, SmallDisk
 from tests.services.delivery.peers import StoreScp, result_object
 from tests.services.ingest.peers import ListenerProcess, ct_series, jobs_of, save, wait_until
 from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
@@ -190,6 +191,8 @@ def test_a_database_on_a_full_disk_refuses_for_now(
                 break
         taken = len(list((settings.data_dir / "jobs").iterdir()))
         assert_storage_full(response)
+        ready = gateway.client.get("/health/ready")
+        assert (ready.status_code, ready.json()["parts"]["database"]["ok"]) == (503, False)
         assert push_with_storescu(listener.port, tmp_path / "series") == ["(Refused: OutOfResources)"] * 2
         assert not list((settings.data_dir / "received").rglob("*.dcm"))
         assert len(gateway.jobs.queued()) == taken
@@ -200,6 +203,12 @@ def test_a_database_on_a_full_disk_refuses_for_now(
     finally:
         listener.process.terminate()
         listener.process.wait(timeout=20)
+
+
+@pytest.fixture
+def settings_elsewhere(tmp_path: Path, redis_url: str) -> Settings:
+    (tmp_path / "destinations.toml").write_text("")
+    return Settings(data_dir=tmp_path / "data", redis_url=redis_url, destinations=tmp_path / "destinations.toml")
 
 
 @pytest.fixture
@@ -264,6 +273,35 @@ def test_a_job_without_room_for_its_result_waits_and_is_not_failed(
     replace(pipeline, segmenter=ThresholdSegmenter()).run_job(JOB)
     assert (jobs.get(JOB).state, jobs.get(JOB).attempts) == ("completed", 1)
     queue.close()
+
+
+@pytest.mark.fault(
+    "disk",
+    "the database's disk is full when a job ends, and for 2 s after it",
+    "the worker holds on to the job until it can hand it back; no attempt is spent, and it completes with the next try",
+)
+def test_a_job_whose_end_the_database_has_no_room_for_is_handed_back(
+    small_disk: MakeDisk, settings_elsewhere: Settings
+) -> None:
+    disk = small_disk(4 * MIB)
+    settings = settings_elsewhere.model_copy(update={"database_url": f"sqlite:///{disk.path / 'embolens.sqlite'}"})
+    database = Database.of(settings)
+    database.upgrade()
+    store, jobs = StudyStore.of(settings), JobStore(database)
+    segmenter = FillingSegmenter()
+    segmenter.disk = disk
+    destinations = Destinations.load(settings.destinations)
+    pipeline = Pipeline(jobs, store, destinations, segmenter, lease_s=30, max_attempts=1, seg_options=DEFAULT_OPTIONS)
+    queued_job(store, jobs)
+    room = threading.Timer(2.0, disk.make_room)
+    room.start()
+    pipeline.run_job(JOB)
+    room.join()
+    job = jobs.get(JOB)
+    assert (job.state, job.attempts, job.error_code) == ("queued", 0, "storage_full")
+    replace(pipeline, segmenter=ThresholdSegmenter()).run_job(JOB)
+    assert (jobs.get(JOB).state, jobs.get(JOB).attempts) == ("completed", 1)
+    database.close()
 
 
 @pytest.mark.fault(

@@ -29,8 +29,8 @@ from services.store.jobs import utc_now
 from services.store.outbox import Outbox
 from services.store.rows import JobRow
 from services.task_queue import TaskQueue
-from tests.faults.conftest import MIB, SmallDisk
-from tests.services.ingest.peers import QUIET_S, ROOT, Receiving, ct_series, push
+from tests.faults.small_disk import MIB, SmallDisk
+from tests.services.ingest.peers import QUIET_S, ROOT, Receiving, ct_series, push, wait_until
 from tests.worker.threshold_worker import LUMEN_HU, ThresholdSegmenter
 from worker.pipeline import Pipeline
 
@@ -172,6 +172,26 @@ def test_what_is_pushed_again_in_the_middle_of_a_purge_stays(receiving: Receivin
     Retention(receiving.settings, receiving.database, receiving.store).purge_now()
     assert again.supersedes == first.id
     assert all(path.is_file() for path in receiving.store.read_inputs(again.id))
+
+
+def test_the_relay_purges_by_itself(receiving: Receiving) -> None:
+    job = completed(receiving, opacified_series())
+    environment = os.environ | {
+        "EMBOLENS_DATA_DIR": str(receiving.settings.data_dir),
+        "EMBOLENS_DESTINATIONS": str(receiving.settings.destinations),
+        "EMBOLENS_REDIS_URL": receiving.settings.redis_url,
+        "EMBOLENS_RETENTION_RESULT_DAYS": "1",
+        "EMBOLENS_SWEEP_S": "0.2",
+        "PYTHONPATH": str(ROOT),
+    }
+    relay = subprocess.Popen([sys.executable, "-m", "cli.app", "serve", "--only", "relay"], env=environment, cwd=ROOT)
+    try:
+        wait_until(lambda: receiving.jobs.get(job.id).results_purged_at, timeout_s=60)
+        wait_until(lambda: not receiving.store.result_directory(job.id).exists())
+    finally:
+        relay.terminate()
+        assert relay.wait(timeout=30) == 0
+    assert receiving.jobs.get(job.id).inputs_purged_at is None
 
 
 def test_a_purged_series_that_comes_again_gives_the_same_result(receiving: Receiving) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from imaging.errors import InputError, NotFound, StorageFull
+from services.delivery.destinations import Folder
+from services.delivery.folder import copy_to_folder
+from services.store.durability import Durability
 from services.store.study_store import StudyStore, checked_uid, relative_result_path
 
 JOB = "6f9619ff-8b86-4d01-b42d-00c04fc964ff"
@@ -97,3 +101,55 @@ def test_a_removed_job_leaves_nothing(store: StudyStore) -> None:
     store.remove_job(JOB)
     store.remove_job(JOB)
     assert not store.job_directory(JOB).exists()
+
+
+def test_with_power_durability_a_result_is_written_through_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StudyStore(tmp_path / "data", durability=Durability.POWER)
+    filled, final = store.arriving_directory(), store.result_directory(JOB)
+    (filled / "below").mkdir()
+    for name in ("findings.json", "below/seg.dcm"):
+        (filled / name).write_bytes(b"x")
+    calls = recorded_calls(monkeypatch)
+    store.replace_directory(filled, final)
+    moved = calls.index(f"rename {final}")
+    written = [f"fsync {filled / name}" for name in ("findings.json", "below/seg.dcm", "below", "")]
+    assert all(call.rstrip("/") in calls[:moved] for call in written)
+    assert calls[moved + 1 :] == [f"fsync {path}" for path in (final.parent, final.parent.parent, store.data_dir)]
+
+
+def test_with_power_durability_a_folder_has_its_copy_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.dcm").write_bytes(b"x")
+    folder = Folder(name="out", path=tmp_path / "out")
+    folder.path.mkdir()
+    calls = recorded_calls(monkeypatch)
+    assert copy_to_folder(folder, tmp_path / "one.dcm", "1.2", Durability.POWER).error is None
+    assert calls == [
+        f"fsync {folder.path / '.1.2.arriving'}",
+        f"rename {folder.path / '1.2.dcm'}",
+        f"fsync {folder.path}",
+    ]
+    calls.clear()
+    copy_to_folder(folder, tmp_path / "one.dcm", "1.2", Durability.PROCESS)
+    assert calls == [f"rename {folder.path / '1.2.dcm'}"]
+
+
+def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done from now on, in its order."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(f"fsync {os.readlink(f'/proc/self/fd/{descriptor}')}")
+        fsync(descriptor)
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        calls.append(f"rename {target}")
+        replace(source, target)
+
+    monkeypatch.setattr("os.fsync", recorded_fsync)
+    monkeypatch.setattr("os.replace", recorded_replace)
+    return calls
