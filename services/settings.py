@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -61,6 +62,9 @@ class Settings(BaseSettings):
         None, description="PEM certificates whose holders may connect, and by which nodes are checked"
     )
 
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Of our own messages on stderr; libraries, which may quote a data set, say only warnings"
+    )
     audit_key_file: Path | None = Field(None, description="Key that signs the audit trail's lines (HMAC-SHA-256)")
     audit_syslog: str = Field(
         "", description="HOST:PORT of a syslog server over TLS that gets the audit messages (RFC 5425)"
