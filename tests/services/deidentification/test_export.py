@@ -204,6 +204,8 @@ def test_moved_dates_keep_their_distance(study: list[Path], tmp_path: Path) -> N
     def set_dates(one: FileDataset) -> None:
         one.StudyDate, one.AcquisitionDateTime, one.PatientBirthDate = "20240228", "20240301081500.5", "19630215"
         one.AcquisitionTime = "081500.5"
+        one.add_new("SeriesTime", "TM", MARKER)  # no time at all
+        one.add_new("SeriesDate", "DA", f"20240228{MARKER}")
 
     edit(study[0], set_dates)
     (file,) = exported(study[:1], tmp_path / "export", modified_dates=True)
@@ -214,6 +216,7 @@ def test_moved_dates_keep_their_distance(study: list[Path], tmp_path: Path) -> N
     assert moved.AcquisitionDateTime.endswith("081500.5")
     assert moved.AcquisitionTime == "081500.5"
     assert moved.PatientBirthDate == ""
+    assert MARKER.encode() not in file.read_bytes()
 
 
 def test_without_the_secret_two_exports_have_nothing_in_common(study: list[Path], tmp_path: Path) -> None:
