@@ -6,7 +6,6 @@ the same way within a minute is one message, since a viewer asks for hundreds of
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,8 +24,6 @@ from services.audit.repeats import Repeats, with_count
 from services.audit.subjects import subject_of_job
 from services.audit.trail import AuditTrail
 from services.store.rows import HeldSeriesRow
-
-log = logging.getLogger(__name__)
 
 _SAME_WITHIN_S = 60.0
 _LOGIN_WITHIN_S = 3600.0

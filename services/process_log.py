@@ -6,6 +6,10 @@ import logging
 import traceback
 from types import TracebackType
 
+from services.settings import settings
+
+_OURS = ("api", "cli", "imaging", "models", "services", "worker")
+
 
 def log_to_stderr() -> None:
     """Set up the root logger. What libraries say about a data set may quote it, so that is not let through."""
@@ -15,6 +19,8 @@ def log_to_stderr() -> None:
     logging.captureWarnings(True)
     for name in ("py.warnings", "pydicom", "highdicom", "nibabel"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(settings().log_level)
     for name in ("pynetdicom", "alembic", "httpx"):  # each message, each migration plugin, URLs that may hold a secret
         logging.getLogger(name).setLevel(logging.WARNING)
 

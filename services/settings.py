@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -87,6 +88,9 @@ class Settings(BaseSettings):
         None, description="PEM certificates whose holders may connect, and by which nodes are checked"
     )
 
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Of our own messages on stderr; libraries, which may quote a data set, say only warnings"
+    )
     queue_max_jobs: int = Field(
         2000,
         description="With so many waiting, uploads, STOW-RS and `/retrieve` get 503 (C-STORE never); 0: no bound",

@@ -53,6 +53,9 @@ class AssociationAudit:
             if (known := self._received.get(key)) is not None:
                 known.instances[sop_class_uid] += 1
                 return
+            # A connection may close while its last instance is being stored.
+            ended = [one for one in self._received if not one[0].is_alive()]
+        self._write(ended)
         subject = subject_in(path) or Subject(study_instance_uid)
         received = _Received(peer, subject.patient_id, we_asked=not getattr(association, "is_acceptor", False))
         received.instances[sop_class_uid] += 1

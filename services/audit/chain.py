@@ -24,8 +24,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 HEAD, LOCK = "head.json", "lock"
 _NOTHING_BEFORE = hashlib.sha256(b"").hexdigest()
@@ -125,8 +126,7 @@ class ChainWriter:
             with _opened(self._chain / name) as file:
                 begin = file.seek(0, os.SEEK_END)
                 try:
-                    file.write(line + b"\n")
-                    file.flush()
+                    _write_whole(file, line + b"\n")
                 except OSError:  # the disk is full: what of it was written is taken back
                     os.ftruncate(file.fileno(), begin)
                     raise
@@ -170,7 +170,7 @@ class ChainWriter:
         new = self._chain / f"{HEAD}.new"
         with _opened(new) as file:
             file.truncate(0)
-            file.write(head.encoded(self._key))
+            _write_whole(file, head.encoded(self._key))
         os.replace(new, self._chain / HEAD)
 
 
@@ -184,6 +184,14 @@ def _rebuilt_head(files: list[Path]) -> Head:
     return Head()
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """For reading and appending; made where it is not there, readable by its owner alone."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, _FILE_MODE), "a+b")
+def _opened(path: Path) -> FileIO:
+    """For reading and appending; made where it is not there, readable by its owner alone.
+
+    Without a buffer: what could not be written would be written when the file is closed.
+    """
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, _FILE_MODE), "a+b")
+
+
+def _write_whole(file: FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]

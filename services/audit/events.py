@@ -27,6 +27,7 @@ from services.audit.codes import (
     QUERY,
     RESTRICTED_FUNCTION,
     SECURITY_ALERT,
+    SECURITY_CONFIGURATION,
     SOURCE,
     SOURCE_MEDIA,
     STUDY_DELETED,
@@ -224,6 +225,23 @@ def access_refused(trail: AuditTrail, peer: Peer, path: str, why: str) -> bool:
     """A caller who is known may not do this."""
     wanted = ParticipantObject(path, URI, type_code=2, role_code=13, details={"Alert Description": why}, name=path)
     return trail.write(_alert(trail, peer, RESTRICTED_FUNCTION, why, wanted))
+
+
+def security_configured(trail: AuditTrail, user: str, what: str) -> bool:
+    """Somebody has changed who may do what: an API key made, rotated or taken away."""
+    key = ParticipantObject(
+        trail.directory.parent.as_uri(), URI, type_code=2, role_code=13, details={"Alert Description": what}
+    )
+    return trail.write(
+        AuditMessage(
+            SECURITY_ALERT,
+            Action.EXECUTE,
+            (Participant(user, is_requestor=True), trail.us()),
+            (key,),
+            event_types=(SECURITY_CONFIGURATION,),
+            outcome_description=what,
+        )
+    )
 
 
 def authenticated(trail: AuditTrail, peer: Peer, *, failed: str | None = None) -> bool:

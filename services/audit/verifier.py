@@ -51,19 +51,30 @@ class _Verifier:
         self._torn: tuple[str, str] | None = None  # digest of a line that is none, and where it is
 
     def report(self) -> ChainReport:
-        with _locked(self._chain):
-            for path in day_files(self._chain):
-                self._look_through(path)
-            self._settle_torn(None)
-            self._compare_with_head()
+        with _locked(self._chain):  # for a moment: what is added from now on is not looked at
+            sizes = {path: path.stat().st_size for path in day_files(self._chain)}
+            try:
+                head, altered = read_head(self._chain, self._key), ""
+            except BadLine as error:
+                head, altered = None, str(error)
+        for path, size in sizes.items():
+            self._look_through(path, size)
+        self._settle_torn(None)
+        if altered:
+            self._found.problems.append(f"the head was altered ({altered})")
+        else:
+            self._compare_with(head)
         return self._found
 
-    def _look_through(self, path: Path) -> None:
-        *lines, rest = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, 1):
-            self._look_at(line, f"{path.name}:{number}", path.name)
-        if rest:
-            self._found.notices.append(f"{path.name} ends with a torn line")
+    def _look_through(self, path: Path, size: int) -> None:
+        with path.open("rb") as file:
+            number = 0
+            while file.tell() < size:
+                number, line = number + 1, file.readline()
+                if line.endswith(b"\n"):
+                    self._look_at(line[:-1], f"{path.name}:{number}", path.name)
+                else:
+                    self._found.notices.append(f"{path.name} ends with a torn line")
 
     def _look_at(self, line: bytes, where: str, file: str) -> None:
         try:
@@ -99,12 +110,7 @@ class _Verifier:
         elif noted is not None:
             self._found.problems.append(f"{where}: the torn line before it is gone")
 
-    def _compare_with_head(self) -> None:
-        try:
-            head = read_head(self._chain, self._key)
-        except BadLine as error:
-            self._found.problems.append(f"the head was altered ({error})")
-            return
+    def _compare_with(self, head: Head | None) -> None:
         if head is None:
             if self._found.lines:
                 self._found.problems.append("the head is missing; lines may be gone from the end")

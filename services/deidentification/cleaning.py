@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ _DUMMIES: dict[str, Any] = {
     **dict.fromkeys(("OB", "OW", "OD", "OF", "OL", "OV", "UN"), b""),
     "AT": 0,
 }
+_TIME_OF_DAY = re.compile(r"[\d:]{2,8}(\.\d{1,6})?", re.ASCII)
 _TEXT_VALUE = Tag(0x0040, 0xA160)
 _BIRTH = (Tag(0x0010, 0x0030), Tag(0x0010, 0x0032))
 # UIDs that name no instance: SOP classes, coding schemes, mapping resources, context groups.
@@ -139,7 +141,9 @@ class _Cleaner:
         if not self._options.modified_dates or element.tag in _BIRTH or vr not in ("DA", "DT", "TM"):
             return None
         values = [str(value) for value in _values(element.value)]
-        if vr != "TM":
+        if vr == "TM":
+            values = [value if _TIME_OF_DAY.fullmatch(value) else "" for value in values]
+        else:
             values = [self._pseudonyms.moved(value, self.patient_id) for value in values]
         return DataElement(element.tag, vr, values)
 

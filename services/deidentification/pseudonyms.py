@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import uuid
 from datetime import date, timedelta
 
 _MOST_DAYS = 3650
+_DATE_AND_TIME = re.compile(r"\d{8}(\d{2,6}(\.\d{1,6})?)?([+-]\d{4})?", re.ASCII)
 _DICOM_ROOT = "1.2.840.10008."  # UIDs of the Standard name no instance
 
 
@@ -37,7 +39,9 @@ class Pseudonyms:
         return 1 + int.from_bytes(self._digest("days", patient_id)[:8], "big") % _MOST_DAYS
 
     def moved(self, text: str, patient_id: str) -> str:
-        """A DA or DT value with its date moved; the time of day stays. Empty where there is no whole date."""
+        """A DA or DT value with its date moved; the time of day stays. Empty where it is no whole date or no time."""
+        if not _DATE_AND_TIME.fullmatch(text):
+            return ""
         try:
             day = date(int(text[:4]), int(text[4:6]), int(text[6:8]))
             moved = day - timedelta(days=self.days_back(patient_id))

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fastapi import HTTPException
+from fastapi.testclient import TestClient
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.audit.codes import EXPORT, IMPORT, INSTANCES_TRANSFERRED, PROCEDURE_RECORD, QUERY
-from services.audit.message import AuditMessage
+from api.app import create_app
+from services.audit.codes import (
+    EXPORT,
+    IMPORT,
+    INSTANCES_TRANSFERRED,
+    PROCEDURE_RECORD,
+    QUERY,
+    RESTRICTED_FUNCTION,
+    SECURITY_ALERT,
+    USER_AUTHENTICATION,
+)
+from services.audit.message import AuditMessage, EventOutcome
 from services.audit.written import written_messages
+from services.settings import Settings
 from tests.api.conftest import RunningGateway
 from tests.api.test_dicomweb_store import MEDIA_TYPE, multipart
 
@@ -82,3 +98,47 @@ def test_what_was_refused_and_what_names_no_patient_is_not_written_down(gateway:
     gateway.client.get("/health")
     gateway.client.get("/dicom-web/studies/1.2.3")
     assert audited(gateway) == []
+
+
+class _AsViewer:
+    """Plays the authentication: the caller is known as `viewer`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["principal"] = SimpleNamespace(name="viewer")
+        await self._app(scope, receive, send)
+
+
+def _refusing(status: int) -> Callable[[], None]:
+    def refuse() -> None:
+        raise HTTPException(status)
+
+    return refuse
+
+
+def test_a_known_caller_is_named_and_what_he_may_not_do_is_an_alert(tmp_path: Path, redis_url: str) -> None:
+    app = create_app(Settings(data_dir=tmp_path, redis_url=redis_url))
+    app.add_api_route("/forbidden", _refusing(403))
+    app.add_middleware(_AsViewer)
+    with TestClient(app) as client:
+        for _ in range(3):
+            client.get("/forbidden")
+            client.get("/dicom-web/studies")
+    login, alert, *queries = written_messages(tmp_path / "audit")
+    assert (login.event, alert.event) == (USER_AUTHENTICATION, SECURITY_ALERT)
+    assert [one.event for one in queries] == [QUERY] * 3
+    assert alert.event_types == (RESTRICTED_FUNCTION,)
+    assert {one.participants[0].user_id for one in (login, *queries)} == {"viewer"}
+    assert alert.participants[1].user_id == "viewer"
+
+
+def test_a_caller_who_is_not_let_in_is_written_down_once_a_minute(tmp_path: Path, redis_url: str) -> None:
+    app = create_app(Settings(data_dir=tmp_path, redis_url=redis_url))
+    app.add_api_route("/closed", _refusing(401))
+    with TestClient(app) as client:
+        for _ in range(5):
+            client.get("/closed")
+    (failed,) = written_messages(tmp_path / "audit")
+    assert (failed.event, failed.outcome) == (USER_AUTHENTICATION, EventOutcome.MINOR_FAILURE)

@@ -42,7 +42,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 def embolens(tmp_path_factory: pytest.TempPathFactory, orthanc: Orthanc) -> Iterator[RunningEmbolens]:
     """As it is shipped, with an archive that has to commit to what it takes."""
     committing = "commitment = true\ncommitment_limit_s = 5\n"
-    with _running(tmp_path_factory.mktemp("embolens"), orthanc, committing) as running:
+    with running_embolens(tmp_path_factory.mktemp("embolens"), orthanc, committing) as running:
         # Where it reports to.
         us = {"AET": "EMBOLENS", "Host": "127.0.0.1", "Port": running.dicom_port}
         orthanc.http.put("/modalities/embolens", json=us).raise_for_status()
@@ -61,12 +61,14 @@ def embolens_of_candidates(tmp_path_factory: pytest.TempPathFactory, orthanc: Or
         text, replaced = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value}", text)
         assert replaced == 1
     manifest.write_text(text, encoding="utf-8")
-    with _running(directory, orthanc, EMBOLENS_PACKAGE_DIR=str(package)) as running:
+    with running_embolens(directory, orthanc, EMBOLENS_PACKAGE_DIR=str(package)) as running:
         yield running
 
 
 @contextmanager
-def _running(directory: Path, orthanc: Orthanc, of_the_node: str = "", **settings: str) -> Iterator[RunningEmbolens]:
+def running_embolens(
+    directory: Path, orthanc: Orthanc, of_the_node: str = "", **settings: str
+) -> Iterator[RunningEmbolens]:
     """All processes, one embedded Redis, results go back to Orthanc."""
     (directory / "destinations.toml").write_text(
         f'[[nodes]]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {orthanc.dicom_port}\n{of_the_node}'

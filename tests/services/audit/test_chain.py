@@ -194,3 +194,30 @@ def test_a_line_that_the_head_does_not_know_is_gone_on_from(tmp_path: Path) -> N
     assert report(tmp_path).notices == ["the head is behind the last line, as a crash leaves it"]
     writer.append({"number": 7})
     assert report(tmp_path) == ChainReport("gateway@host", lines=8)
+
+
+_RUNS_OUT_OF_ROOM = """
+import resource, sys
+from pathlib import Path
+from services.audit.chain import ChainWriter, day_files
+chain = Path(sys.argv[1])
+writer = ChainWriter(chain)
+writer.append({"number": 0})
+size = day_files(chain)[0].stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))  # a line is begun, not finished
+for _ in range(2):
+    try:
+        writer.append({"number": 1, "text": "x" * 2000})
+    except OSError:
+        print("no room")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.append({"number": 1})
+"""
+
+
+@pytest.mark.fault("audit", "no room for the whole of a line", "nothing of it stays, and the chain goes on")
+def test_a_line_without_room_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _RUNS_OUT_OF_ROOM, str(tmp_path / "gateway@host")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "no room\nno room\n"
+    assert report(tmp_path) == ChainReport("gateway@host", lines=2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +16,14 @@ from imaging.errors import ConfigurationError
 from services.audit.events import Peer, Subject, instances_received, queried
 from services.audit.forwarder import AuditForwarder
 from services.audit.trail import AuditTrail
+from services.audit.verifier import verify
 from services.embedded_redis import free_port
 from services.settings import Settings
+from tests.end_to_end.hospital import wait_for
 from tests.services.audit.syslog_server import running_syslog
 from tests.services.certificates import Authority
 
+ROOT = Path(__file__).resolve().parents[3]
 PEER = Peer("CT1", "10.0.0.7")
 RFC_5424 = re.compile(
     r"<85>1 \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 [!-~]+ embolens [!-~]+ IHE\+DICOM - \ufeff(<AuditMessage>.*)"
@@ -123,3 +128,33 @@ def test_no_file_of_the_queue_is_for_others_to_read(tmp_path: Path, authority: A
     files = [path for path in (tmp_path / "data/audit").rglob("*") if path.is_file()]
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o600"}
     shutil.rmtree(tmp_path / "syslog")
+
+
+def test_the_relay_process_sends_what_all_processes_have_written(
+    tmp_path: Path, authority: Authority, redis_url: str
+) -> None:
+    with running_syslog(tmp_path / "syslog", authority, authority.issue("syslog")) as server:
+        settings = settings_for(tmp_path, authority, server.port)
+        queried(AuditTrail(settings, "gateway"), PEER, "/studies", "PatientID=1")
+        environment = os.environ | {
+            "EMBOLENS_DATA_DIR": str(settings.data_dir),
+            "EMBOLENS_REDIS_URL": redis_url,
+            "EMBOLENS_AUDIT_SYSLOG": settings.audit_syslog,
+            "EMBOLENS_TLS_CERTIFICATE": str(settings.tls_certificate),
+            "EMBOLENS_TLS_KEY": str(settings.tls_key),
+            "EMBOLENS_TLS_TRUSTED": str(settings.tls_trusted),
+        }
+        command = [sys.executable, "-m", "cli.app", "serve", "--only", "relay"]
+        with (tmp_path / "relay.log").open("wb") as log:
+            relay = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
+        try:
+            wait_for("both messages are at the syslog server", lambda: len(server.lines()) == 2, 60)
+        finally:
+            relay.terminate()
+            assert relay.wait(timeout=30) == 0, (tmp_path / "relay.log").read_text()
+    assert any("Application Start" in line for line in server.lines())
+    reports = verify(settings.data_dir / "audit")
+    assert [(report.chain.split("@")[0], report.lines, report.problems) for report in reports] == [
+        ("gateway", 1, []),
+        ("relay", 2, []),  # started and stopped
+    ]

@@ -53,6 +53,9 @@ EVENTS: dict[str, tuple[Callable[[AuditTrail], object], str, str, list[str], lis
     "refused": (
         lambda t: events.access_refused(t, PEER, "/segment", "scope"), "110113", "E", ["110132"], [None, None],
     ),
+    "key made": (
+        lambda t: events.security_configured(t, "root", "key made"), "110113", "E", ["110129"], [None, None],
+    ),
     "login": (lambda t: events.authenticated(t, PEER, failed="key"), "110114", "E", ["110122"], [None, None]),
     "audit log": (lambda t: events.audit_log_used(t, "root", "verify"), "110101", "R", [], [None, None]),
 }  # fmt: skip

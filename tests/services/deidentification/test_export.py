@@ -25,6 +25,7 @@ from services.deidentification.pseudonyms import Pseudonyms
 from services.dicom.result_files import write_results
 from services.dicom.series_reader import read_series
 from tests.services.dicom.checked_objects import dcentvfy_errors, dciodvfy_errors, dsrdump
+from tests.services.dicom.made_multi_frame import written_multi_frame
 from tests.services.dicom.made_series import IDENTITY, counting_volume, edit, made_result, written_series
 
 # Each value of a text VR holds one of these, and none of them may be left. UIDs are searched for by their root.
@@ -203,6 +204,8 @@ def test_moved_dates_keep_their_distance(study: list[Path], tmp_path: Path) -> N
     def set_dates(one: FileDataset) -> None:
         one.StudyDate, one.AcquisitionDateTime, one.PatientBirthDate = "20240228", "20240301081500.5", "19630215"
         one.AcquisitionTime = "081500.5"
+        one.add_new("SeriesTime", "TM", MARKER)  # no time at all
+        one.add_new("SeriesDate", "DA", f"20240228{MARKER}")
 
     edit(study[0], set_dates)
     (file,) = exported(study[:1], tmp_path / "export", modified_dates=True)
@@ -213,6 +216,7 @@ def test_moved_dates_keep_their_distance(study: list[Path], tmp_path: Path) -> N
     assert moved.AcquisitionDateTime.endswith("081500.5")
     assert moved.AcquisitionTime == "081500.5"
     assert moved.PatientBirthDate == ""
+    assert MARKER.encode() not in file.read_bytes()
 
 
 def test_without_the_secret_two_exports_have_nothing_in_common(study: list[Path], tmp_path: Path) -> None:
@@ -244,3 +248,32 @@ def test_what_is_there_already_is_not_touched(study: list[Path], tmp_path: Path)
     (tmp_path / "export").mkdir()
     with pytest.raises(InputError, match="there already"):
         exported(study, tmp_path / "export")
+
+
+def test_an_enhanced_ct_keeps_its_geometry_and_is_as_valid_as_before(tmp_path: Path) -> None:
+    volume = counting_volume()
+    path = written_multi_frame(volume, tmp_path / "enhanced.dcm", frame_order=range(volume.shape_zyx[0]))
+
+    def name_somebody(one: FileDataset) -> None:
+        content = one.PerFrameFunctionalGroupsSequence[0].FrameContentSequence = Sequence([Dataset()])
+        content[0].FrameComments, content[0].FrameAcquisitionDateTime = MARKER, DATE + TIME
+
+    edit(path, name_somebody)
+    (file,) = exported([path], tmp_path / "export")
+    assert not any(marker.encode() in file.read_bytes() for marker in MARKERS)
+    assert set(dciodvfy_errors(file)) <= set(dciodvfy_errors(path))
+    np.testing.assert_array_equal(read_series([file]).volume.hu, volume.hu)
+
+
+@pytest.mark.parametrize("transfer_syntax", ["1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99"])
+def test_compressed_pixels_come_through_as_they_are(transfer_syntax: str, study: list[Path], tmp_path: Path) -> None:
+    one = dcmread(study[0])
+    pixels = one.pixel_array
+    if transfer_syntax == "1.2.840.10008.1.2.5":
+        one.compress(transfer_syntax, generate_instance_uid=False)
+    one.file_meta.TransferSyntaxUID = transfer_syntax
+    one.save_as(tmp_path / "compressed.dcm")
+    (file,) = exported([tmp_path / "compressed.dcm"], tmp_path / "export")
+    clean = dcmread(file)
+    assert clean.file_meta.TransferSyntaxUID == transfer_syntax
+    np.testing.assert_array_equal(clean.pixel_array, pixels)
