@@ -202,8 +202,8 @@ async def _of_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods_of(request: Request) -> list[str]:
     """What the path answers to, by all routes there are for it; the framework names those of the first alone."""
-    routes = iter_route_contexts(request.app.routes)
-    return sorted({method for route in routes if route.path_regex.match(request.url.path) for method in route.methods})
+    routes = [one for one in iter_route_contexts(request.app.routes) if one.path_regex.match(request.url.path)]
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 async def _of_disconnect(request: Request, error: Exception) -> Response:

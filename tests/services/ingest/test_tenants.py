@@ -15,6 +15,7 @@ from services.store.jobs import JobStore
 from services.store.retrievals import RetrievalStore
 from services.store.rows import Priority
 from services.store.study_store import StudyStore
+from tests.services.ingest.peers import Receiving, ct_series, push
 
 RULES = Tenants(default="default", named={"CT_CARDIO": "cardiology", "dicomweb:VNA": "research"})
 
@@ -30,6 +31,24 @@ def test_what_is_no_name_of_a_tenant_stops_the_listener(tmp_path: Path, name: st
     (tmp_path / "intake.toml").write_text(f'[tenants.named]\nCT = "{name}"\n')
     with pytest.raises(ConfigurationError, match="tenant"):
         IntakeRules.load(tmp_path / "intake.toml")
+
+
+class TestAPush:
+    @pytest.fixture
+    def rules(self) -> IntakeRules:
+        return IntakeRules(min_slices=2, tenants=RULES)
+
+    def test_its_sender_decides_whose_it_is(self, receiving: Receiving) -> None:
+        slices = ct_series(3)
+        one = slices[0]
+        push(receiving.port, slices, calling_ae_title="CT_CARDIO")
+        push(receiving.port, slices, calling_ae_title="CT_OTHER")
+        jobs = receiving.wait_for_state(one, "queued", "queued")
+        for job in jobs:
+            directory = receiving.store.series_directory(one.StudyInstanceUID, one.SeriesInstanceUID, tenant=job.tenant)
+            assert {path.parent for path in receiving.store.read_inputs(job.id)} == {directory}
+            assert job.supersedes is None
+        assert {job.tenant for job in jobs} == {"cardiology", "default"}
 
 
 class TestTheRegister:
