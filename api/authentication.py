@@ -73,6 +73,9 @@ class Authentication:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and is_open(scope["path"])):
             await self._app(scope, receive, send)
             return
+        if scope["type"] == "websocket":  # there is none
+            await send({"type": "websocket.close", "code": 1008})
+            return
         request = Request(scope, receive)
         gateway: Gateway = scope["app"].state.gateway
         try:

@@ -22,6 +22,8 @@ router = APIRouter(tags=["dicomweb"], prefix=PREFIX)
 _MOST_JOBS = 50  # looked at before a search; the relay keeps the index up to date, so there are rarely more than a few
 _ITEMS = {"schema": {"type": "array", "items": {"type": "object"}}}
 
+_NUMBER = {"schema": {"type": "integer", "minimum": 0}}
+
 
 def _parameter(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "description": description, "schema": {"type": "string"}}
@@ -45,8 +47,8 @@ def _description(level: Level) -> dict[str, Any]:
             "parameters": [
                 *matched,
                 _parameter("includefield", "Keywords or tags, separated by commas, or all"),
-                _parameter("limit", f"At most {MOST_RESULTS}"),
-                _parameter("offset", "Results to leave out at the beginning"),
+                _parameter("limit", f"At most {MOST_RESULTS}") | _NUMBER,
+                _parameter("offset", "Results to leave out at the beginning") | _NUMBER,
                 _parameter("fuzzymatching", "Not done; true gives a Warning header"),
             ]
         },

@@ -33,7 +33,7 @@ data: {"state":"running","stage":"unet","progress":0.4,"queue_position":null,"ou
 _ANSWERS: Responses = {
     200: {
         "description": "Event `progress` on each change, event `end` at the final state; data is a ProgressSchema",
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        "content": {"text/event-stream": {"example": _EXAMPLE}},
     },
     204: {"description": "A reconnect after `end`: there is nothing more to say"},
 }

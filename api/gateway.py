@@ -12,9 +12,9 @@ import anyio
 from fastapi import Depends, Request
 
 from imaging.errors import ConfigurationError, StateConflict
-from services.accounts.exposure import check_authentication, check_secrets
+from services.accounts.exposure import check_authentication, check_secrets, is_loopback
 from services.accounts.key_store import FIRST_KEY_FILE, KeyStore
-from services.accounts.oidc import TokenChecker, is_loopback
+from services.accounts.oidc import TokenChecker
 from services.accounts.principal import Principal
 from services.accounts.rate_limit import RateLimit
 from services.audit.trail import AuditTrail

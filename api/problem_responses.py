@@ -7,7 +7,7 @@ from typing import Any
 from api.problems import MEDIA_TYPE
 
 _MEANINGS = {
-    400: "The multipart body is malformed, or the query not understood",
+    400: "The body is malformed, or the query not understood",
     401: "No API key or token, or one that is not valid",
     403: "The key or token does not permit this",
     404: "No such job, file of a job, node, rule, retrieval or DICOM object",

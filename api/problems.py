@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -206,7 +207,16 @@ async def _of_validation(request: Request, error: Exception) -> Response:
 async def _of_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
-    return problem(request, error.status_code, code, str(error.detail), headers=error.headers)
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"Allow": ", ".join(_methods_of(request))}
+    return problem(request, error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path answers to, by all routes there are for it; the framework names those of the first alone."""
+    routes = [one for one in iter_route_contexts(request.app.routes) if one.path_regex.match(request.url.path)]
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 async def _of_disconnect(request: Request, error: Exception) -> Response:

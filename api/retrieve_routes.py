@@ -53,7 +53,7 @@ RetrievalId = Annotated[str, Depends(visible_retrieval_id)]
     "/retrieve",
     status_code=status.HTTP_202_ACCEPTED,
     summary="Fetch a study from a node, or run a rule",
-    responses=problem_responses(404, 503),
+    responses=problem_responses(400, 404, 503),
 )
 def request_retrieval(
     body: RetrieveRequestSchema, response: Response, gateway: OpenGateway, caller: Caller

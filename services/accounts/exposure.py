@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
 from sqlalchemy.engine import make_url
 
 from imaging.errors import ConfigurationError
-from services.accounts.oidc import is_loopback
 from services.settings import Settings
 
 LEAST_LENGTH = 16
@@ -73,6 +73,14 @@ def weakness(password: str | None) -> str | None:
     if len(set(password)) < _LEAST_DIFFERENT:
         return "has a password of few different characters"
     return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is an address of this machine alone."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _check_password(password: object, setting: str, host: str) -> None:

@@ -13,13 +13,13 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
 import jwt
 
 from imaging.errors import ConfigurationError, IssuerUnavailable, NotAuthenticated, NotPermitted
+from services.accounts.exposure import is_loopback
 from services.accounts.principal import Principal, Scope, is_tenant
 from services.settings import Settings
 from services.store.rows import DEFAULT_TENANT
@@ -112,19 +112,15 @@ class TokenChecker:
 
     def _key(self, key_id: str | None, *, anew: bool = False) -> _Key:
         """The issuer's key of this id; the only one where the token names none. `anew`: not the one known so far."""
-        if (
-            not anew
-            and (known := self._find(key_id)) is not None
-            and time.monotonic() - self._fetched_at <= _KEYS_FRESH_S
-        ):
+        is_fresh = time.monotonic() - self._fetched_at <= _KEYS_FRESH_S
+        if not anew and is_fresh and (known := self._find(key_id)) is not None:
             return known
         with self._lock:  # one caller fetches, and the others wait for what it gets
             failure = None
             now = time.monotonic()
             known = self._find(key_id)
-            if (
-                anew or known is None or now - self._fetched_at > _KEYS_FRESH_S
-            ) and now - self._tried_at > _REFETCH_AFTER_S:
+            is_wanted = anew or known is None or now - self._fetched_at > _KEYS_FRESH_S
+            if is_wanted and now - self._tried_at > _REFETCH_AFTER_S:
                 self._tried_at = now
                 try:
                     self._keys = self._fetch()
@@ -156,12 +152,21 @@ class TokenChecker:
         except ConfigurationError as error:
             raise IssuerUnavailable(f"the issuer's keys are at {error.message}") from error
         keys: dict[str | None, _Key] = {}
-        for one in _json(address).get("keys", []):
+        published = _json(address).get("keys")
+        if not isinstance(published, list):
+            raise IssuerUnavailable("the issuer's answer has no keys")
+        for one in published:
             try:
                 if one.get("use", "sig") == "sig" and one.get("kty") != "oct":
                     keys[one.get("kid")] = (jwt.PyJWK(one).key, one.get("alg"))
-            except (jwt.PyJWTError, AttributeError):  # a kind of key that is not known here signs nothing here
-                log.debug("a key of the issuer is not understood")
+            except (
+                jwt.PyJWTError,
+                AttributeError,
+                KeyError,
+                TypeError,
+                ValueError,
+            ):  # a kind of key that is not known here signs nothing here
+                log.debug("a key of the issuer is not understood, and so signs nothing here")
         return keys
 
 
@@ -206,11 +211,3 @@ def _check_url(url: str) -> None:
     if parsed.scheme == "https" or (parsed.scheme == "http" and is_loopback(parsed.host)):
         return
     raise ConfigurationError(f"{url!r}, which is not https", remedy="keys that travel in the clear prove nothing")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is an address of this machine alone."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from cli.gateway_client import GatewayClient
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import free_port
 from services.store.rows import Priority
 from services.task_queue import TaskQueue
@@ -76,6 +77,9 @@ def test_one_command_brings_everything_up_and_sigterm_takes_everything_down(
     assert not any(child.is_running() for child in children)
     log = (tmp_path / "serve.log").read_text()
     assert "gateway  | " in log
+    key = (tmp_path / "data" / FIRST_KEY_FILE).read_text().strip()
+    assert FIRST_KEY_FILE in log
+    assert key not in log
     assert "Traceback" not in log
     for process in ("gateway", "listener"):
         assert embolens("health", process, **settings).returncode == 1

@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from models.packages import default_package_directory
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import free_port
+from services.secret_file import bearer_token
 from tests.end_to_end.hospital import (
     DICOMWEB_PLUGIN,
     Orthanc,
@@ -98,6 +100,7 @@ def running_embolens(
     http = httpx.Client(base_url=f"http://127.0.0.1:{gateway_port}", timeout=60)
     try:
         wait_for("the gateway is ready", lambda: answers(http, "/health/ready"), 60)
+        http.headers.update(bearer_token(directory / "data" / FIRST_KEY_FILE))
         wait_for("the listener is ready", lambda: echoes(dicom_port), 60)
         yield RunningEmbolens(process, http, dicom_port, directory / "data", log)
     finally:

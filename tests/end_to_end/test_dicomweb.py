@@ -42,7 +42,8 @@ def test_orthanc_stores_a_study_here_and_fetches_it_back_with_its_report(
     files = written_ct(tmp_path)
     uploaded = [orthanc.http.post("/instances", content=file.read_bytes()).raise_for_status().json() for file in files]
     study = uploaded[0]["ParentStudy"]
-    server = {"Url": f"{str(embolens.http.base_url).rstrip('/')}/dicom-web/"}
+    shown = {"Authorization": embolens.http.headers["Authorization"]}
+    server = {"Url": f"{str(embolens.http.base_url).rstrip('/')}/dicom-web/", "HttpHeaders": shown}
     orthanc.http.put("/dicom-web/servers/embolens", json=server).raise_for_status()
     sent = orthanc.http.post("/dicom-web/servers/embolens/stow", json={"Resources": [study], "Synchronous": True})
     sent.raise_for_status()

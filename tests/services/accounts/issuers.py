@@ -78,7 +78,13 @@ class OwnIssuer:
     def keys(self) -> dict[str, Any]:
         of_rsa = json.loads(RSAAlgorithm.to_jwk(self.rsa.public_key()))
         of_ec = json.loads(ECAlgorithm.to_jwk(self.ec.public_key()))
-        others = [{"kty": "oct", "kid": "shared", "k": "c2VjcmV0"}, of_rsa | {"kid": "sealing", "use": "enc"}, "no key"]
+        others = [
+            {"kty": "oct", "kid": "shared", "k": "c2VjcmV0"},
+            of_rsa | {"kid": "sealing", "use": "enc"},
+            of_rsa | {"kid": "odd", "n": "!"},
+            {"kty": "RSA"},
+            "no key",
+        ]
         bound = of_rsa | {"kid": "bound", "alg": "RS256"}
         return {"keys": [of_rsa | {"kid": "rsa"}, of_ec | {"kid": "ec"}, bound, *others]}
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from imaging.errors import ConfigurationError
-from services.accounts.exposure import check_authentication, check_secrets, weakness
-from services.accounts.oidc import is_loopback
+from services.accounts.exposure import check_authentication, check_secrets, is_loopback, weakness
 from services.ingest.listener import run_listener
 from services.settings import Settings
 

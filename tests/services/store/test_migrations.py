@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,9 +12,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import select
 
 from imaging.errors import ConfigurationError
+from services.accounts.key_store import KeyStore
+from services.accounts.principal import Scope
 from services.store.database import Database
 from services.store.jobs import Delivery, JobStore, Notification
 from services.store.outbox import Outbox
+from services.store.retrievals import RetrievalStore
 from services.store.rows import (
     Base,
     DeliveryState,
@@ -45,6 +48,9 @@ def test_objects_survive_the_way_to_the_first_revision_and_back(
     deliveries = [Delivery("node:A", "x", "1", "1.1"), Delivery("node:A", "x", "1", "1.2"), told]
     jobs.finish(job.id, "a", findings=FINDINGS, stage_seconds={}, deliveries=deliveries)
     outbox.stored(outbox.of_job(job.id)[0])
+    RetrievalStore(database).request_study(node="A", study_instance_uid="1.2", tenant="cardiology")
+    _, key = KeyStore(database).create("ris", scopes=[Scope.READ])
+    KeyStore(database).open_session(key.text(), lasts=timedelta(hours=1))
     database.downgrade("0001")
     database.upgrade()
     assert [(row.sop_instance_uid, row.state) for row in outbox.of_job(job.id)] == [
