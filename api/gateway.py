@@ -28,7 +28,8 @@ class Gateway:
     """The open resources of this process.
 
     `is_stopping` tells long answers (events, `?wait=`) that the server is about to end.
-    `conversions` counts those that may run at once.
+    `conversions` counts those that may run at once. Uploads work in threads of their own, `upload_threads` those that
+    write what comes, `inspection_threads` those that unpack and judge it: other requests do not wait for them.
     """
 
     settings: Settings
@@ -43,10 +44,13 @@ class Gateway:
     rules: IntakeRules
     is_stopping: Callable[[], bool] = lambda: False
     conversions: anyio.Semaphore = field(init=False)
+    upload_threads: anyio.CapacityLimiter = field(init=False)
+    inspection_threads: anyio.CapacityLimiter = field(init=False)
     _keys_in_use: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.conversions = anyio.Semaphore(self.settings.convert_at_once)
+        self.upload_threads, self.inspection_threads = anyio.CapacityLimiter(16), anyio.CapacityLimiter(4)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
