@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
@@ -33,9 +35,12 @@ from api.gateway import Gateway
 from api.problems import add_problem_handlers
 from api.schemas import ProblemSchema
 from imaging.findings import RESEARCH_USE_ONLY
+from services.dicomweb.resource_urls import PREFIX
 from services.settings import Settings
 from services.version import VERSION
 
+_BODY_MAX_BYTES = 1024**2
+_UPLOADS = ("/segment", "/convert", f"{PREFIX}/studies")
 _TAGS = [
     {"name": "segment", "description": "Studies and their jobs, however they came in"},
     {"name": "results", "description": "What came out"},
@@ -84,6 +89,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
     for open_to_all in (health_routes, page_routes, session_routes):
         app.include_router(open_to_all.router)
     add_problem_handlers(app)
+    app.add_middleware(_BoundedBodies)
     app.add_middleware(Authentication)
     app.add_middleware(AuditedRequests)
     app.add_middleware(_SafeHeaders)
@@ -107,6 +113,27 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema["components"]["schemas"] |= {"ProblemSchema": problem} | problem.pop("$defs", {})
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+class _BoundedBodies:
+    """Requests of 1 MiB at most, but for uploads, which are never gathered in memory and have limits of their own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+
+        async def receive_so_much() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > _BODY_MAX_BYTES:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {_BODY_MAX_BYTES} bytes")
+            return message
+
+        is_upload = scope["type"] != "http" or scope["path"].startswith(_UPLOADS)
+        await self._app(scope, receive if is_upload else receive_so_much, send)
 
 
 class _SafeHeaders:

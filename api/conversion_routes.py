@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Annotated, Any, BinaryIO
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -108,13 +110,14 @@ async def convert(
             max_files=limits.upload_max_files,
             check_room=gateway.store.check_room,
         )
-        files = await run_in_threadpool(
+        unpack = partial(
             unpack_uploads,
-            received.files,
             max_bytes=limits.unpacked_max_bytes,
             max_files=limits.upload_max_files,
+            max_ratio=limits.unpacked_max_ratio,
             check_room=gateway.store.check_room,
         )
+        files = await run_sync(unpack, received.files, limiter=gateway.inspection_threads)
         made = await _converted(request, gateway, files, arriving, asked.options(received.fields))
         file = made.path.open("rb")
         size = made.path.stat().st_size

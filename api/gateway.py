@@ -38,7 +38,8 @@ class Gateway:
     """The open resources of this process.
 
     `is_stopping` tells long answers (events, `?wait=`) that the server is about to end.
-    `conversions` counts those that may run at once.
+    `conversions` counts those that may run at once. Uploads work in threads of their own, `upload_threads` those that
+    write what comes, `inspection_threads` those that unpack and judge it: other requests do not wait for them.
     """
 
     settings: Settings
@@ -56,6 +57,8 @@ class Gateway:
     tokens: TokenChecker | None
     is_stopping: Callable[[], bool] = lambda: False
     conversions: anyio.Semaphore = field(init=False)
+    upload_threads: anyio.CapacityLimiter = field(init=False)
+    inspection_threads: anyio.CapacityLimiter = field(init=False)
     request_rate: RateLimit = field(init=False)
     failed_logins: RateLimit = field(init=False)
     audit: AuditTrail = field(init=False)
@@ -64,6 +67,7 @@ class Gateway:
     def __post_init__(self) -> None:
         limits = self.settings
         self.conversions = anyio.Semaphore(limits.convert_at_once)
+        self.upload_threads, self.inspection_threads = anyio.CapacityLimiter(16), anyio.CapacityLimiter(4)
         self.request_rate = RateLimit(limits.requests_per_second, limits.requests_at_once)
         self.failed_logins = RateLimit(limits.failed_logins_per_minute / 60, max(1, limits.failed_logins_per_minute))
         self.audit = AuditTrail(limits, "gateway")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from api.schemas import JobErrorSchema, Schema
-from services.retrieve.rules import RetrieveRule
+from services.retrieve.rules import CONTRAST_DESCRIPTION, RetrieveRule
 from services.store.rows import Priority, RetrievalState
 
+# Without repetition and groups, Python's backtracking takes time in proportion to text times pattern.
+_REPEATS = re.compile(r"[*+?{(]")
 Uid = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64, examples=["1.2.840.113619.2.1"])]
 
 
@@ -31,6 +34,13 @@ class RetrieveRequestSchema(Schema):
             raise ValueError("either study_instance_uid and node, or rule")
         if self.study_instance_uid is not None and self.node is None:
             raise ValueError("study_instance_uid needs the node that has it")
+        if isinstance(self.rule, RetrieveRule):
+            for pattern in (self.rule.description, self.rule.contrast_description):
+                if pattern not in (None, CONTRAST_DESCRIPTION) and (len(pattern) > 200 or _REPEATS.search(pattern)):
+                    raise ValueError(
+                        "a pattern in a rule written out has at most 200 characters and none of * + ? { (: "
+                        "matching it could take for ever; such a rule belongs into destinations.toml"
+                    )
         if self.rule is not None and (self.node is not None or self.series_instance_uid is not None):
             raise ValueError("a rule names its node and takes no series")
         return self

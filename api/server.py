@@ -10,6 +10,7 @@ from collections.abc import Callable
 import uvicorn
 
 from api.app import create_app
+from api.bounded_protocol import BoundedProtocol
 from services.process_log import log_to_stderr
 from services.settings import Settings, settings
 
@@ -41,6 +42,8 @@ def run_gateway(chosen: Settings, *, on_listening: Callable[[str], None] | None 
             access_log=False,  # query strings carry study UIDs
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
+            http=BoundedProtocol,
+            ws="none",
             lifespan="on",
         )
     )

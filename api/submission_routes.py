@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Request, Response, status
 from fastapi import Path as PathParameter
 from sqlalchemy.exc import SQLAlchemyError
@@ -95,9 +96,11 @@ async def submit(
                 check_room=gateway.store.check_room,
             )
             chosen = priority or _priority(received.fields.get("priority"))
-            job = await run_in_threadpool(_take_in, gateway, caller, arriving, received, chosen, idempotency_key)
+            taking_in = (gateway, caller, arriving, received, chosen, idempotency_key)
+            job = await run_sync(_take_in, *taking_in, limiter=gateway.inspection_threads)
         finally:
-            shutil.rmtree(arriving, ignore_errors=True)
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(shutil.rmtree, arriving, ignore_errors=True)
     ended = await _wait_for_end(request, gateway, job.id, wait)
     response.status_code = status.HTTP_200_OK if ended else status.HTTP_202_ACCEPTED
     response.headers["Location"] = gateway.settings.gateway_url.rstrip("/") + job_path(job.id)
@@ -168,6 +171,7 @@ def _take_in(
         received.files,
         max_bytes=limits.unpacked_max_bytes,
         max_files=limits.upload_max_files,
+        max_ratio=limits.unpacked_max_ratio,
         check_room=gateway.store.check_room,
     )
     contents = inspect_upload(files, gateway.rules.selection)

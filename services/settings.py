@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     failed_logins_per_minute: float = Field(30.0, description="Of one address; more are not looked at; 0: any number")
     upload_max_bytes: int = Field(5 * GIB, description="Largest upload")
     unpacked_max_bytes: int = Field(8 * GIB, description="Largest sum of what an archive unpacks to")
+    unpacked_max_ratio: float = Field(
+        200.0,
+        description="Most that an archive may unpack to, as a multiple of its size; up to 64 MiB are always taken",
+    )
     upload_max_files: int = Field(20_000, description="Most files in one upload")
     convert_at_once: int = Field(2, description="Conversions (`POST /convert`) at once; more wait")
     convert_memory_bytes: int = Field(12 * GIB, description="Most address space of one conversion")

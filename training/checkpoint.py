@@ -7,6 +7,7 @@ of (seed, step), and the seed is part of the configuration.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +60,17 @@ def save_checkpoint(path: Path, *, config: Mapping[str, Any], step: int, state: 
 def load_checkpoint(path: Path, *, config: Mapping[str, Any], state: TrainingState, device: torch.device) -> int:
     """Restores everything and returns the step to go on with.
 
-    Raises ConfigurationError where the checkpoint was made by another configuration: mixing two would be neither.
+    Raises ConfigurationError where the checkpoint was made by another configuration: mixing two would be neither; and
+    where it holds anything but tensors and plain containers: nothing else is ever rebuilt.
     """
-    saved = torch.load(path, weights_only=True, map_location=device)
+    try:
+        saved = torch.load(path, weights_only=True, map_location=device)
+    except pickle.UnpicklingError as error:  # torch's own message tells the reader how to run the code after all
+        raise ConfigurationError(
+            f"checkpoint {path} holds what only its own code could rebuild, or is damaged",
+            code="training.checkpoint",
+            remedy="remove it, or train without --resume",
+        ) from error
     if saved["config"] != config:
         changed = sorted(key for key in {**config, **saved["config"]} if config.get(key) != saved["config"].get(key))
         raise ConfigurationError(

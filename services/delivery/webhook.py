@@ -23,6 +23,10 @@ _CONNECTION_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 30.0
 _SECRET_PREFIX = "whsec_"  # nosec B105
 _LEAST_SECRET_BYTES = 24
+# IPv6 addresses that stand for an IPv4 one: compatible, mapped, 6to4, NAT64 (RFC 6052, RFC 8215).
+_HOLDS_IPV4 = [
+    ipaddress.ip_network(one) for one in ("::/96", "::ffff:0:0/96", "2002::/16", "64:ff9b::/96", "64:ff9b:1::/48")
+]
 _CONTENT_TYPES = {"json": "application/json", "fhir": "application/fhir+json"}
 
 
@@ -106,5 +110,6 @@ def _address(webhook: Webhook, url: httpx.URL) -> str:
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address)
-    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    if isinstance(parsed, ipaddress.IPv6Address) and any(parsed in network for network in _HOLDS_IPV4):
+        return False
     return parsed.is_global and not parsed.is_multicast

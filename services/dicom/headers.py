@@ -52,9 +52,10 @@ def read_header(path: Path, *, keywords: Sequence[str] | None = None) -> Dataset
 
     Raises:
         InputError: `input.unreadable` where the file system refuses; `input.not_dicom` where there is no SOP class.
+        InputTooLarge: as `opened_dicom`.
     """
     try:
-        with opened_dicom(path) as file:
+        with opened_dicom(path, header_only=True) as file:
             header = dcmread(
                 file, stop_before_pixels=True, force=True, specific_tags=None if keywords is None else list(keywords)
             )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+from pydicom import dcmread
+
 from imaging.errors import InputError, Reason
-from services.dicom.headers import read_header
+from services.dicom.headers import MALFORMED, is_directory, text
 from services.dicom.input_reader import is_volume_file
 from services.dicom.nifti_reader import check_nifti
 from services.dicom.nrrd_reader import check_nrrd, is_nrrd
@@ -20,6 +23,8 @@ from services.store.study_store import checked_uid
 __all__ = ["UploadContents", "inspect_upload", "is_zip", "unpack_uploads", "unpack_zip"]
 
 _WHAT_TO_SEND = "send DICOM files, a zip of them, one NIfTI or one NRRD"
+_HEAD_BYTES = 1 << 16  # the SOP class is among the first elements
+_ALWAYS_UNPACKED_BYTES = 64 * 1024**2
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: an archive of nothing
 
 
@@ -48,9 +53,17 @@ def is_zip(path: Path) -> bool:
 
 
 def unpack_uploads(
-    files: Sequence[Path], *, max_bytes: int, max_files: int, check_room: CheckRoom = any_room
+    files: Sequence[Path],
+    *,
+    max_bytes: int,
+    max_files: int,
+    max_ratio: float = float("inf"),
+    check_room: CheckRoom = any_room,
 ) -> list[Path]:
     """The files, each zip replaced by what it holds, unpacked beside it. The limits are those of all together.
+
+    Args:
+        max_ratio: what a zip unpacks to is at most this many times its size, or 64 MiB.
 
     Raises:
         InputError / InputTooLarge / StorageFull: as `unpack_zip`.
@@ -62,8 +75,13 @@ def unpack_uploads(
     for archive in archives:
         into = archive.with_name(f"{archive.name}.unpacked")
         into.mkdir()
+        by_size = max(_ALWAYS_UNPACKED_BYTES, archive.stat().st_size * max_ratio)
         members = unpack_zip(
-            archive, into, max_bytes=max_bytes, max_files=max_files - len(unpacked), check_room=check_room
+            archive,
+            into,
+            max_bytes=int(min(max_bytes, by_size)),
+            max_files=max_files - len(unpacked),
+            check_room=check_room,
         )
         max_bytes -= sum(member.stat().st_size for member in members)
         unpacked += members
@@ -159,10 +177,11 @@ def _files_ignored(number: int) -> tuple[Reason, ...]:
 
 def _is_dicom(path: Path) -> bool:
     with path.open("rb") as file:
-        if file.read(132)[128:] == b"DICM":
-            return True
+        head = file.read(_HEAD_BYTES)
+    if head[128:132] == b"DICM":
+        return True
     try:  # written before PS3.10 asked for a preamble, or stripped of it
-        read_header(path, keywords=["SOPClassUID"])
-    except InputError:
+        found = dcmread(BytesIO(head), force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    except (OSError, *MALFORMED):
         return False
-    return True
+    return bool(text(found, "SOPClassUID")) or is_directory(found)

@@ -18,6 +18,10 @@ CONTRAST_DESCRIPTION = (
     r".*(contrast|kontrast|angio|art(eri|\b)|embol|\b(CM|KM|IV|CTA|CT ?PA|PE|LE)\b)"
 )
 
+_MATCHED = (
+    256  # characters of a description, which has 64 (PS3.5 6.2): what a node sends decides how long matching takes
+)
+
 
 class StudyQuery(TomlTable):
     """The studies, and in each the series, that one run of a rule asks for.
@@ -36,7 +40,7 @@ class StudyQuery(TomlTable):
     contrast_description: Pattern = CONTRAST_DESCRIPTION
 
     def wants(self, series: FoundSeries, study_description: str) -> bool:
-        described = f"{series.description}\n{study_description}"
+        described = f"{series.description[:_MATCHED]}\n{study_description[:_MATCHED]}"
         if series.modality and series.modality != self.modality:
             return False
         if self.description is not None and not re.search(self.description, described, re.IGNORECASE):
@@ -44,7 +48,9 @@ class StudyQuery(TomlTable):
         if not self.contrast or series.contrast_agent:
             return True
         # A series that says nothing of itself is judged by its study.
-        return bool(re.search(self.contrast_description, series.description or study_description, re.IGNORECASE))
+        return bool(
+            re.search(self.contrast_description, (series.description or study_description)[:_MATCHED], re.IGNORECASE)
+        )
 
 
 class RetrieveRule(TomlTable):

@@ -250,3 +250,47 @@ def test_impossible_number_of_frames(gateway, make_series, frames):
 def test_uid_that_is_none(gateway, make_series, keyword, uid):
     files = [_changed(content, **{keyword: uid}) for content in make_series(3)]
     _assert_refused(gateway, _post(gateway, *files), 422, "input.invalid_uid")
+
+
+@pytest.mark.fault(
+    "Uploads", "100,000 parts in one multipart body", "refused at the limit of files or fields; nothing is left"
+)
+@pytest.mark.parametrize(
+    ("path", "content_type", "disposition", "status"),
+    [
+        ("/segment", "multipart/form-data", b'Content-Disposition: form-data; name="files"; filename="a"', 413),
+        ("/segment", "multipart/form-data", b'Content-Disposition: form-data; name="f%d"', 422),
+        ("/dicom-web/studies", 'multipart/related; type="application/dicom"', b"Content-Type: application/dicom", 413),
+    ],
+)
+def test_a_hundred_thousand_parts(start_gateway, path, content_type, disposition, status):
+    gateway = start_gateway(upload_max_files=100)
+    parts = (b"--x\r\n" + disposition.replace(b"%d", b"%d" % number) + b"\r\n\r\na\r\n" for number in range(100_000))
+    response = gateway.client.post(
+        path, content=b"".join(parts) + b"--x--\r\n", headers={"Content-Type": f"{content_type}; boundary=x"}
+    )
+    assert response.status_code == status
+    assert gateway.kept_files() == []
+
+
+@pytest.mark.fault("Uploads", "a part whose headers have no end", "400 after 4 KiB of a header")
+def test_a_part_with_huge_headers(gateway):
+    body = b"--x\r\nContent-Disposition: " + b"a" * 1_000_000
+    response = gateway.client.post(
+        "/segment", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    _assert_refused(gateway, response, 400, "input.malformed_multipart")
+
+
+@pytest.mark.fault(
+    "HTTP gateway", "JSON a hundred thousand deep, and JSON of more than 1 MiB", "4xx; it is not read further"
+)
+@pytest.mark.parametrize(
+    ("content", "status"), [(b"[" * 100_000, (400, 422)), (b'{"node": "' + b"x" * 2_000_000 + b'"}', (413,))]
+)
+@pytest.mark.parametrize("announced", [True, False])
+def test_json_without_measure(gateway, content, status, announced):
+    headers = {"Content-Type": "application/json"}
+    response = gateway.client.post("/retrieve", content=content if announced else iter([content]), headers=headers)
+    assert response.status_code in status
+    assert response.headers["content-type"] == "application/problem+json"

@@ -126,6 +126,8 @@ def test_a_rule_runs_at_once(gateway: Any, retrievals: RetrievalStore, wanted: A
         ({"rule": {"name": "x", "node": "NOBODY", "last_days": 1}}, 404, "retrieve.unknown_node"),
         ({"rule": {"name": "x", "node": "PACS"}}, 422, "request.invalid"),
         ({"rule": {"name": "x", "node": "PACS", "last_days": 1, "description": "("}}, 422, "request.invalid"),
+        ({"rule": {"name": "x", "node": "PACS", "last_days": 1, "description": "(a+)+$"}}, 422, "request.invalid"),
+        ({"rule": {"name": "x", "node": "PACS", "last_days": 1, "description": "a" * 201}}, 422, "request.invalid"),
         ({}, 422, "request.invalid"),
         ({"study_instance_uid": STUDY}, 422, "request.invalid"),
         ({"node": "PACS", "study_instance_uid": "../etc"}, 422, "request.invalid"),

@@ -338,6 +338,27 @@ def test_200_associations_at_once(listener: Watched, connect: Connect, beside: B
 
 
 @pytest.mark.fault(
+    "DICOM associations",
+    "a C-STORE of an instance whose UID is ../../../../etc",
+    "refused with C000H or A900H; nothing is written",
+)
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
+def test_a_uid_that_is_a_path_is_refused(listener: Watched, connect: Connect, instance: Dataset, keyword: str) -> None:
+    uid, path = b"1.2.3.4.5.6.7.8", b"../../../../etc"
+    setattr(instance, keyword, uid.decode())
+    before = set(listener.store.data_dir.rglob("*.dcm"))
+    peer = connect()
+    assert peer.associate()[:1] == ACCEPT
+    data_set = pdu(4, fragment(data_set_of(instance).replace(uid, path), is_last=True))
+    peer.send(store_command(instance).replace(uid, path) + data_set)
+    answer = peer.receive_pdu()
+    assert answer[:1] == DATA
+    status = answer[answer.index(b"\0\0\0\x09\x02\0\0\0") + 8 :][:2]  # (0000,0900)
+    assert status in (b"\x00\xc0", b"\x00\xa9")
+    assert set(listener.store.data_dir.rglob("*.dcm")) == before
+
+
+@pytest.mark.fault(
     "DICOM associations", "a peer that falls silent on an open association", "aborted after the time-out"
 )
 def test_an_association_that_falls_silent_is_aborted(connect: Connect) -> None:

@@ -17,8 +17,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from python_multipart.multipart import parse_options_header
 
 from imaging.errors import EmbolensError
 from services.dicom.input_reader import read_input
@@ -28,6 +30,7 @@ from services.dicom.seg_reader import is_seg, read_seg
 from services.dicom.series_reader import SourceSeries
 from services.dicom.series_summary import inspect_headers
 from services.ingest.upload import inspect_upload, unpack_uploads
+from services.multipart import MultipartReader
 from tests.fuzzing.damage import damaged
 
 FOUND_SOMETHING = 3
@@ -45,6 +48,9 @@ def read(kind: str, files: list[Path]) -> None:
     """All that reads such files; answers are of no interest here, only that there is one of ours."""
     if kind in TROUBLES:
         TROUBLES[kind]()
+    if kind == "multipart":
+        read_multipart(files[0].read_bytes())
+        return
     if kind == "upload":
         files = unpack_uploads(files, max_bytes=1 << 26, max_files=100)
         files = list(inspect_upload(files).files)
@@ -61,6 +67,25 @@ def read(kind: str, files: list[Path]) -> None:
         raise
     if isinstance(source, SourceSeries):
         reference_headers(source)
+
+
+def read_multipart(body: bytes) -> None:
+    """As a request brings it, in pieces, its first line the boundary."""
+
+    class Dropped:
+        def begin(self, headers: Mapping[str, str]) -> None:
+            parse_options_header(headers.get("content-disposition", ""))
+
+        def write(self, piece: bytes) -> None:
+            pass
+
+        def end(self) -> None:
+            pass
+
+    reader = MultipartReader(body.split(b"\r\n", 1)[0].removeprefix(b"--"), Dropped())
+    for at in range(0, len(body), 37):
+        reader.feed(body[at : at + 37])
+    reader.end()
 
 
 def run(seeds: Path, work: Path, kind: str, seed: str, first: int, seconds: float) -> int:

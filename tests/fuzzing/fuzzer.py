@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.fuzzing.batch import FOUND_SOMETHING, trouble_with
 from tests.fuzzing.seeds import write_seeds
 
-KINDS = ("dicom", "volume", "seg", "upload")
+KINDS = ("dicom", "volume", "seg", "upload", "multipart")
 CASE_SECONDS = 20.0  # longer is a hang: no case here holds a megabyte
 STARTING_SECONDS = 100.0  # loading every decoder
 _ROOT = Path(__file__).parents[2]

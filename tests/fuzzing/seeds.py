@@ -41,6 +41,7 @@ def write_seeds(directory: Path) -> None:
     _write_volumes(directory / "volume", volume)
     _write_segs(directory / "seg", directory / "dicom/explicit")
     _write_archives(directory / "upload", directory / "dicom/explicit")
+    _write_multipart(directory / "multipart", directory / "dicom/explicit")
     _copy_real_files(directory)
 
 
@@ -109,6 +110,16 @@ def _write_archives(directory: Path, series: Path) -> None:
                 archive.write(file, f"STUDY/{file.name}")
     with zipfile.ZipFile(_new(directory / "nifti in a zip") / "study.zip", "w") as archive:
         archive.writestr("ct.nii.gz", gzip.compress(b"\x5c\x01\0\0" + bytes(400)))
+
+
+def _write_multipart(directory: Path, series: Path) -> None:
+    headers = {
+        "form": b"Content-Disposition: form-data; name=\"files\"; filename*=utf-8''a%20b",
+        "related": b"Content-Type: application/dicom\r\nContent-Location: /1.2.3",
+    }
+    for name, header in headers.items():
+        parts = [b"--limit\r\n%s\r\n\r\n%s\r\n" % (header, file.read_bytes()) for file in sorted(series.iterdir())]
+        (_new(directory / name) / "body").write_bytes(b"".join(parts) + b"--limit--\r\n")
 
 
 def _copy_real_files(directory: Path) -> None:

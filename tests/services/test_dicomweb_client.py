@@ -11,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from imaging.errors import ConfigurationError
+from imaging.errors import ConfigurationError, NodeUnavailable
 from services.delivery.destinations import DicomWeb
 from services.dicomweb_client import dicomweb_client
+from services.retrieve.dicomweb_archive import DicomWebArchive
 from services.settings import Settings
 from tests.services.certificates import Authority
 
@@ -22,6 +23,11 @@ class Telling(BaseHTTPRequestHandler):
     """Answers with the path and the credentials it was asked with."""
 
     def do_GET(self) -> None:  # the name is http.server's
+        if "elsewhere" in self.path:
+            self.send_response(307)
+            self.send_header("Location", "http://169.254.169.254/latest/meta-data/")
+            self.end_headers()
+            return
         said = f"{self.path} {self.headers.get('Authorization')}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(said)))
@@ -77,6 +83,20 @@ def test_a_server_is_believed_only_with_a_trusted_certificate(server: ThreadingH
     for trusted in (other.certificate, None):
         with pytest.raises(httpx.ConnectError, match="certificate"):
             ask(secure, Settings(tls_trusted=trusted))
+
+
+@pytest.mark.fault(
+    "Outgoing requests",
+    "an archive that redirects to the metadata service of the cloud",
+    "not followed: it is an error",
+)
+def test_a_redirection_leads_nowhere(server: ThreadingHTTPServer) -> None:
+    with dicomweb_client(service(server), Settings()) as client:
+        assert client.get("studies/elsewhere").status_code == 307
+        assert not client.follow_redirects
+    archive = DicomWebArchive(service(server, name="elsewhere"), Settings())
+    with pytest.raises(NodeUnavailable, match="answered 307"):
+        archive.instances("elsewhere", "1.2")
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from pydicom.uid import MRImageStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MRImageStorage
 
-from imaging.errors import InputError
+from imaging.errors import InputError, InputTooLarge
+from services.dicom.headers import read_header
 from services.dicom.input_reader import read_input
 from services.ingest.series_selection import SelectionRule
-from services.ingest.upload import inspect_upload, is_zip
+from services.ingest.upload import inspect_upload, is_zip, unpack_uploads
 from tests.services.ingest.peers import ct_series, save
 
 
@@ -112,3 +117,63 @@ def test_a_zip_is_told_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(b"%PDF")
     assert is_zip(tmp_path / "a")
     assert not is_zip(tmp_path / "b.zip")
+
+
+@pytest.mark.fault(
+    "Uploads", "a header of elements by the million, with a preamble or without", "refused while memory stays small"
+)
+def test_a_bomb_of_elements_is_refused(tmp_path: Path) -> None:
+    element = struct.pack("<HHL", 0x0009, 0x0001, 0)
+    (tmp_path / "bare").write_bytes(bytes(8 * 1024**2))
+    (tmp_path / "preamble").write_bytes(bytes(128) + b"DICM" + b"".join([element] * 1_000_000))
+    assert code_of([tmp_path / "bare"]) == "input.not_dicom"
+    with pytest.raises(InputTooLarge, match="more elements than any image"):
+        inspect_upload([tmp_path / "preamble"])
+
+
+@pytest.mark.fault(
+    "Uploads",
+    "a deflated data set that inflates a thousandfold",
+    "its header is read, no more than 16 MiB are inflated",
+)
+def test_the_header_of_a_deflated_bomb_takes_little_memory(tmp_path: Path) -> None:
+    (one,) = ct_series(1)
+    one.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    one.save_as(tmp_path / "small", enforce_file_format=True)
+    whole = (tmp_path / "small").read_bytes()
+    begin = 132 + 12 + struct.unpack_from("<L", whole, 140)[0]
+    data_set = zlib.decompress(whole[begin:], -zlib.MAX_WBITS)
+    pixel_data = data_set.index(b"\xe0\x7f\x10\x00")
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    length = 400 * 1024**2
+    bomb = packer.compress(data_set[:pixel_data] + b"\xe0\x7f\x10\x00OW\0\0" + struct.pack("<L", length))
+    for _ in range(400):
+        bomb += packer.compress(bytes(1024**2))
+    (tmp_path / "bomb").write_bytes(whole[:begin] + bomb + packer.flush())
+    tracemalloc.start()
+    assert read_header(tmp_path / "bomb").SOPInstanceUID == one.SOPInstanceUID
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 100 * 1024**2
+
+
+@pytest.mark.fault("Uploads", "a zip whose content is nothing but zeros", "refused over EMBOLENS_UNPACKED_MAX_RATIO")
+def test_a_zip_that_unpacks_to_many_times_its_size_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("IM1", bytes(100 * 1024**2))
+    (tmp_path / "bomb.zip").rename(tmp_path / "bomb")
+    with pytest.raises(InputTooLarge):
+        unpack_uploads([tmp_path / "bomb"], max_bytes=1 << 33, max_files=10, max_ratio=200)
+
+
+@pytest.mark.fault("Uploads", "a zip in a zip, a gzip in a gzip", "nothing is unpacked twice: neither is an image")
+def test_nothing_is_unpacked_twice(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii")
+    with zipfile.ZipFile(tmp_path / "inner", "w") as inner:
+        inner.write(tmp_path / "a.nii")
+    with zipfile.ZipFile(tmp_path / "outer", "w") as outer:
+        outer.write(tmp_path / "inner", "IM1")
+    (tmp_path / "twice").write_bytes(gzip.compress(gzip.compress((tmp_path / "a.nii").read_bytes())))
+    assert code_of(unpack_uploads([tmp_path / "outer"], max_bytes=1 << 20, max_files=10)) == "input.not_dicom"
+    with pytest.raises(InputError):
+        inspect_upload([tmp_path / "twice"])
