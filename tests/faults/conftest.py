@@ -49,13 +49,13 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_system(tmp_path_factory: pytest.TempPathFactory, pacs: CountingPacs, clock: Path) -> Iterator[System]:
     wrapper = ["tests/faults/shifted_clock.py", str(clock)]
     directory = tmp_path_factory.mktemp("system")
-    with System(directory, pacs.orthanc, wrapper=wrapper, EMBOLENS_WORKER_DRAIN_S="2") as system:
+    with System(directory, pacs.orthanc, wrapper=wrapper, EMBOLENS_WORKER_DRAIN_S="8") as system:
         yield system
 
 
 @pytest.fixture
 def system(shared_system: System) -> Iterator[System]:
-    """With one worker, whose jobs take a second, and a drain time of 2 s. Everything is up again after the test."""
+    """With one worker, whose jobs take a second, and a drain time of 8 s. Everything is up again after the test."""
     yield shared_system
     for part in list(shared_system.parts):
         if part.startswith("worker-") and part != "worker-1":

@@ -6,9 +6,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from imaging.errors import Cancelled, NotFound, Reason, StateConflict
 from services.store.database import Database
@@ -303,6 +305,17 @@ def test_only_who_holds_the_lease_may_finish(jobs: JobStore) -> None:
     assert jobs.get(job.id).state == "running"
     jobs.report_progress(job.id, "b", Stage.WRITE, 0.9)
     assert jobs.get(job.id).stage == "load"
+
+
+def test_late_slices_replace_the_newest_job_although_the_clock_was_set_back(jobs: JobStore, database: Database) -> None:
+    first = queued(jobs)
+    with database.write() as session:
+        session.execute(update(JobRow).values(created_at=first.created_at + timedelta(hours=1)))
+    second = queued(jobs)
+    third = queued(jobs)
+    assert (second.supersedes, third.supersedes) == (first.id, second.id)
+    with pytest.raises(StateConflict, match=third.id):
+        jobs.retry(first.id)
 
 
 def test_a_silent_workers_job_is_given_to_another_whose_result_counts(jobs: JobStore) -> None:
