@@ -85,7 +85,7 @@ def test_a_filled_database_goes_back_step_by_step_and_forward_again(database: Da
         assert after == expected_after(before, after, revision), revision
         before = after
     database.upgrade()
-    assert common(rows_of(database), before) == before
+    assert common(rows_of(database), before) == expected_forward(before, REVISIONS[0])
     assert_is_readable(database)
 
 
@@ -96,7 +96,7 @@ def test_a_database_filled_at_any_revision_comes_forward_whole(database: Databas
     before = rows_of(database)
     assert all(before.values())
     database.upgrade()
-    assert common(rows_of(database), before) == before
+    assert common(rows_of(database), before) == expected_forward(before, revision)
     assert_is_readable(database)
 
 
@@ -158,8 +158,8 @@ def made_value(table: sa.Table, column: sa.Column[Any], state: str, number: int,
     if column.name == "source":
         sources = [source for source in Source if revision >= "0004" or source is not Source.DICOMWEB]
         return sources[number % len(sources)].value
-    if column.foreign_keys:
-        return "jobs".ljust(35, "x") + "1" if table.name in ("jobs", "outbox") else "retrievals".ljust(35, "x") + "1"
+    for foreign_key in column.foreign_keys:
+        return made_value(foreign_key.column.table, foreign_key.column, state, 1, revision)
     if isinstance(column.type, sa.String | sa.Text):
         length = getattr(column.type, "length", None) or 100
         return (table.name if column.primary_key else column.name).ljust(length - len(str(number)), "x")[
@@ -188,7 +188,7 @@ def common(rows: Rows, like: Rows) -> Rows:
     """The tables and columns that `like` has too."""
     columns = {name: next(iter(table.values())).keys() for name, table in like.items() if table}
     return {
-        name: {key: {column: row[column] for column in columns[name]} for key, row in rows[name].items()}
+        name: {key: {column: row[column] for column in columns.get(name, row)} for key, row in rows[name].items()}
         for name in like
     }
 
@@ -197,6 +197,14 @@ def expected_after(before: Rows, after: Rows, revision: str) -> Rows:
     """What is left by the step back to this revision: as it was, less the columns that go, and these losses."""
     left = common(before, after)
     jobs, outbox = left["jobs"], left["outbox"]
+    if revision == "0008":
+        for job in jobs.values():
+            if job["state"] == "failed":
+                job |= {"outcome": None, "findings": None}
+    if revision == "0005":
+        left["held_series"] = left["held_instances"] = {}
+        for job in jobs.values():
+            job |= {"indexed_at": None, "idempotency_key": None}  # all of other tenants
     if revision == "0003":
         for job in jobs.values():
             job["source"] = "dicom" if job["source"] == "dicomweb" else job["source"]
@@ -213,6 +221,19 @@ def expected_after(before: Rows, after: Rows, revision: str) -> Rows:
             if len(job["calling_ae_title"] or "") > 16:
                 job["calling_ae_title"] = None
     return left
+
+
+def expected_forward(before: Rows, revision: str) -> Rows:
+    """What is there after the way from this revision to the last: all, but for an index that is made anew."""
+    rows = {name: {key: dict(row) for key, row in table.items()} for name, table in before.items()}
+    for job in rows["jobs"].values():
+        if revision < "0006" and "indexed_at" in job:
+            job["indexed_at"] = None
+        if revision < "0009" and job["state"] == "failed":
+            job["outcome"] = "failed"
+    if revision < "0006":
+        rows |= {name: {} for name in ("held_series", "held_instances") if name in rows}
+    return rows
 
 
 def assert_is_readable(database: Database) -> None:
