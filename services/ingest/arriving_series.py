@@ -16,6 +16,8 @@ from services.store.jobs import JobStore
 from services.store.rows import JobRow, Priority, Source
 from services.store.study_store import StudyStore
 
+_OPENED_AT_ONCE = 64
+
 
 @dataclass(eq=False)
 class ArrivingSeries:
@@ -73,7 +75,9 @@ class ArrivingSeriesRegister:
         self._series: dict[tuple[str, str], ArrivingSeries] = {}
         self._expected: dict[tuple[str, str], Expected] = {}
         self._lock = threading.Lock()  # of the dictionary only, held for moments
-        self._opening = threading.Lock()  # a series is opened once, also when two associations begin with it
+        # A series is opened once, also when two associations begin with it. With one lock for all, each would wait
+        # until a locked database has refused the one before, and the senders' patience ends meanwhile.
+        self._opening = [threading.Lock() for _ in range(_OPENED_AT_ONCE)]
 
     def follow(self, job: JobRow) -> None:
         """Take up a job that another process, or this one before it ended, has opened; notice what was stored since.
@@ -165,7 +169,7 @@ class ArrivingSeriesRegister:
     def _find_or_open(self, study_instance_uid: str, series_instance_uid: str, calling: Calling) -> ArrivingSeries:
         if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
             return known
-        with self._opening:
+        with self._opening[hash((study_instance_uid, series_instance_uid)) % _OPENED_AT_ONCE]:
             if (known := self.find(study_instance_uid, series_instance_uid)) is not None:
                 return known
             with self._lock:
