@@ -17,6 +17,7 @@ from services.store.rows import DEFAULT_TENANT, JobRow, Priority, Source
 from services.store.study_store import StudyStore
 
 _Key = tuple[str, str, str]  # Study and Series Instance UID, tenant
+_OPENED_AT_ONCE = 64
 
 
 @dataclass(eq=False)
@@ -77,7 +78,9 @@ class ArrivingSeriesRegister:
         self._series: dict[_Key, ArrivingSeries] = {}
         self._expected: dict[_Key, Expected] = {}
         self._lock = threading.Lock()  # of the dictionary only, held for moments
-        self._opening = threading.Lock()  # a series is opened once, also when two associations begin with it
+        # A series is opened once, also when two associations begin with it. With one lock for all, each would wait
+        # until a locked database has refused the one before, and the senders' patience ends meanwhile.
+        self._opening = [threading.Lock() for _ in range(_OPENED_AT_ONCE)]
 
     def follow(self, job: JobRow) -> None:
         """Take up a job that another process, or this one before it ended, has opened; notice what was stored since.
@@ -186,7 +189,7 @@ class ArrivingSeriesRegister:
     ) -> ArrivingSeries:
         if (known := self.find(study_instance_uid, series_instance_uid, tenant)) is not None:
             return known
-        with self._opening:
+        with self._opening[hash((study_instance_uid, series_instance_uid, tenant)) % _OPENED_AT_ONCE]:
             if (known := self.find(study_instance_uid, series_instance_uid, tenant)) is not None:
                 return known
             with self._lock:

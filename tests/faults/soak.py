@@ -67,18 +67,18 @@ class Soak:
             if way == "C-STORE":
                 senders.begin(push, study, self.system.dicom_port, slice_pause_s=0.05, give_up_s=300)
             elif way == "STOW-RS":
-                senders.begin(store_over_http, study, self.system.url, give_up_s=300)
+                senders.begin(store_over_http, study, self.system.http, give_up_s=300)
             elif self.chance.random() < _CANCELLED_SHARE:
                 pause_s, retried = self.chance.uniform(0, 4), self.chance.random() < _RETRIED_SHARE
                 senders.begin(self._upload_and_cancel, study, pause_s, retried)
                 continue
             else:
-                senders.begin(upload, study, self.system.url, give_up_s=300)
+                senders.begin(upload, study, self.system.http, give_up_s=300)
             self.studies[way].append(study)
         senders.finish(timeout_s=400)
 
     def _upload_and_cancel(self, study: Study, pause_s: float, retried: bool) -> None:
-        upload(study, self.system.url, give_up_s=300)
+        upload(study, self.system.http, give_up_s=300)
         time.sleep(pause_s)
         self._insist("DELETE", f"/segment/{study.job_id}", (200, 202, 409))  # 409: it is over already
         self.cancelled.append(study)
@@ -90,7 +90,7 @@ class Soak:
         deadline = time.monotonic() + 300
         while True:
             try:
-                status = httpx.request(method, f"{self.system.url}{path}", timeout=60).status_code
+                status = self.system.http.request(method, path).status_code
             except httpx.TransportError:
                 status = 0
             if status in answers:
@@ -101,16 +101,15 @@ class Soak:
 
     def read(self) -> None:
         """What people and programs look at meanwhile; a 5xx other than 503 is an error of ours."""
-        with httpx.Client(base_url=self.system.url, timeout=60) as client:
-            while not self.ending.wait(0.5):
-                path = random.choice(_READ)
-                try:
-                    status = client.get(path).status_code
-                except httpx.TransportError:
-                    self.record.reads["no connection"] += 1
-                    continue
-                self.record.reads[str(status)] += 1
-                assert status in (200, 204, 503), (path, status)
+        while not self.ending.wait(0.5):
+            path = random.choice(_READ)
+            try:
+                status = self.system.http.get(path).status_code
+            except httpx.TransportError:
+                self.record.reads["no connection"] += 1
+                continue
+            self.record.reads[str(status)] += 1
+            assert status in (200, 204, 503), (path, status)
 
     def take_notes(self) -> None:
         """How many jobs there are and how many have ended, and when each was first seen to have."""

@@ -100,16 +100,14 @@ def _push_the_rest(study: Study, dicom_port: int, slice_pause_s: float) -> bool:
     return len(study.acknowledged) == len(study.files)
 
 
-def upload(study: Study, url: str, *, give_up_s: float = _GIVE_UP_S) -> None:
+def upload(study: Study, http: httpx.Client, *, give_up_s: float = _GIVE_UP_S) -> None:
     """POST /segment with one Idempotency-Key until it is accepted; the statuses before that are kept in the study."""
     deadline = time.monotonic() + give_up_s
     parts = [("files", (file.name, file.read_bytes())) for file in study.files]
     while study.job_id is None:
         assert time.monotonic() < deadline, f"not accepted: {study.statuses}"
         try:
-            answer = httpx.post(
-                f"{url}/segment", files=parts, headers={"Idempotency-Key": study.study_instance_uid}, timeout=60
-            )
+            answer = http.post("/segment", files=parts, headers={"Idempotency-Key": study.study_instance_uid})
         except httpx.TransportError:
             time.sleep(_PAUSE_S)
             continue
@@ -121,7 +119,7 @@ def upload(study: Study, url: str, *, give_up_s: float = _GIVE_UP_S) -> None:
             time.sleep(_PAUSE_S)
 
 
-def store_over_http(study: Study, url: str, *, give_up_s: float = _GIVE_UP_S) -> None:
+def store_over_http(study: Study, http: httpx.Client, *, give_up_s: float = _GIVE_UP_S) -> None:
     """STOW-RS until every instance is acknowledged; the statuses before that are kept in the study."""
     deadline = time.monotonic() + give_up_s
     head = b"--part\r\nContent-Type: application/dicom\r\n\r\n"
@@ -133,7 +131,7 @@ def store_over_http(study: Study, url: str, *, give_up_s: float = _GIVE_UP_S) ->
     while len(study.acknowledged) < len(study.files):
         assert time.monotonic() < deadline, f"not accepted: {study.statuses}"
         try:
-            answer = httpx.post(f"{url}/dicom-web/studies", content=body, headers=headers, timeout=60)
+            answer = http.post("/dicom-web/studies", content=body, headers=headers)
         except httpx.TransportError:
             time.sleep(_PAUSE_S)
             continue

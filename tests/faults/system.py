@@ -20,7 +20,9 @@ import psutil
 from redis import Redis
 
 from imaging.errors import QueueUnavailable
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import EmbeddedRedis, free_port, start_embedded_redis
+from services.secret_file import bearer_token
 from services.store.database import Database
 from tests.end_to_end.hospital import END_STATES, Orthanc, answers, echoes, wait_for
 
@@ -58,6 +60,8 @@ class System:
             f'[[nodes]]\nae_title = "{pacs.ae_title}"\nhost = "127.0.0.1"\nport = {pacs.dicom_port}\n'
             f'[[routes]]\nto = ["node:{pacs.ae_title}"]\n'
         )
+        intake = directory / "intake.toml"
+        intake.write_text('[associations]\ncalling_ae_titles = ["CT1"]\n')
         gateway_port = free_port()
         self._redis_directory, self._redis_port = directory / "redis", free_port()
         self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
@@ -73,6 +77,7 @@ class System:
             "EMBOLENS_GATEWAY_PORT": str(gateway_port),
             "EMBOLENS_DICOM_PORT": str(self.dicom_port),
             "EMBOLENS_DESTINATIONS": str(destinations),
+            "EMBOLENS_INTAKE_RULES": str(intake),
             "EMBOLENS_SERIES_QUIET_S": "4",
             "EMBOLENS_LEASE_S": "6",
             "EMBOLENS_SWEEP_S": "1",
@@ -96,6 +101,7 @@ class System:
             self._start(part)
         self._keeper.start()
         self.wait_until_ready()
+        self.http.headers.update(bearer_token(self.data_dir / FIRST_KEY_FILE))
         return self
 
     def __exit__(

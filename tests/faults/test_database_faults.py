@@ -32,7 +32,7 @@ def test_a_locked_database_is_answered_and_waited_for(
     studies = make_studies(STUDIES)
     system.put_down("worker-1")
     system.start("worker-1", STAGE_S="5")
-    upload(studies[0], system.url)
+    upload(studies[0], system.http)
     assert studies[0].job_id is not None
     system.wait_for_state(studies[0].job_id, "running")
     senders = Senders()
@@ -43,11 +43,12 @@ def test_a_locked_database_is_answered_and_waited_for(
         if number % 2:
             senders.begin(push, study, system.dicom_port)
         else:
-            senders.begin(upload, study, system.url)
-    assert system.http.get("/health/ready").status_code == 200  # who only reads goes on
-    wait_for("everybody has been refused once", lambda: all(study.statuses for study in studies[1:]), 60)
-    holder.execute("ROLLBACK")
-    holder.close()
+            senders.begin(upload, study, system.http)
+    try:
+        assert system.http.get("/health/ready").status_code == 200  # who only reads goes on
+        wait_for("everybody has been refused once", lambda: all(study.statuses for study in studies[1:]), 60)
+    finally:
+        holder.close()
 
     system.wait_for_state(studies[0].job_id, "delivering", "completed")
     system.put_down("worker-1")
@@ -75,7 +76,7 @@ def test_postgresql_restarted_in_the_middle_loses_nothing(
             if number % 2:
                 senders.begin(push, study, system.dicom_port, slice_pause_s=0.1, after_s=number)
             else:
-                senders.begin(upload, study, system.url, after_s=number)
+                senders.begin(upload, study, system.http, after_s=number)
         for pause_s in (2.5, 3.0, 3.5):
             time.sleep(pause_s)
             server.stop(signal.SIGQUIT)

@@ -44,7 +44,7 @@ def test_a_gateway_told_to_end_finishes_the_upload(
         yield body[len(body) // 2 :]
 
     headers = {"Content-Type": form.headers["Content-Type"], "Content-Length": str(len(body))}
-    answer = httpx.post(f"{system.url}/segment", content=in_two_halves(), headers=headers, timeout=30)
+    answer = system.http.post("/segment", content=in_two_halves(), headers=headers, timeout=30)
     end.join()
 
     assert answer.status_code == 202

@@ -40,7 +40,7 @@ def test_whatever_is_killed_every_study_ends_in_one_result(
         if number % 2:
             senders.begin(push, study, system.dicom_port, slice_pause_s=0.05, after_s=after_s)
         else:
-            senders.begin(upload, study, system.url, after_s=after_s)
+            senders.begin(upload, study, system.http, after_s=after_s)
 
     victims = [system.parts[number % len(system.parts)] for number in range(ROUNDS)]
     chance.shuffle(victims)

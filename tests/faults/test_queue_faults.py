@@ -40,7 +40,7 @@ def test_a_queue_that_forgets_everything_costs_time_only(
     studies = make_studies(STUDIES)
     push(studies[0], system.dicom_port)
     for study in studies[1:]:
-        upload(study, system.url)
+        upload(study, system.http)
     system.wait_for_state(str(studies[1].job_id), "running")
 
     forget(system)
@@ -58,7 +58,7 @@ def test_a_task_delivered_twice_is_worked_on_once(
 ) -> None:
     (study,) = make_studies(1)
     system.put_down("worker-1")
-    upload(study, system.url)
+    upload(study, system.http)
     queue = TaskQueue(system.redis_url)
     queue.enqueue(str(study.job_id), Priority.ROUTINE)
     queue.close()

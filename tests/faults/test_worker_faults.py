@@ -110,7 +110,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_repeats_nothing(
         if number % 2:
             senders.begin(push, study, system.dicom_port, slice_pause_s=0.1, after_s=2.0 * number)
         else:
-            senders.begin(upload, study, system.url, after_s=2.0 * number)
+            senders.begin(upload, study, system.http, after_s=2.0 * number)
 
     statuses = {}
     for part in ("gateway", "listener", "worker-1", "relay"):
@@ -137,13 +137,13 @@ def test_a_clock_set_back_by_an_hour_stalls_nothing(
     running, waiting, pushed, late = make_studies(4)
     push(pushed, system.dicom_port)
     _running_job(system, running)
-    upload(waiting, system.url)
+    upload(waiting, system.http)
     system.put_down("worker-1")
     system.empty_redis()
 
     clock.write_text("-3600")
     system.start("worker-1")
-    upload(late, system.url)
+    upload(late, system.http)
 
     check(system, pacs, [running, waiting, pushed, late])
     before, after = (datetime.fromisoformat(system.job(str(one.job_id))["created_at"]) for one in (waiting, late))
@@ -151,7 +151,7 @@ def test_a_clock_set_back_by_an_hour_stalls_nothing(
 
 
 def _running_job(system: System, study: Study) -> str:
-    upload(study, system.url)
+    upload(study, system.http)
     job_id = str(study.job_id)
     system.wait_for_state(job_id, "running")
     return job_id
