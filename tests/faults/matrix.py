@@ -76,7 +76,7 @@ def matrix(faults: Sequence[Fault]) -> str:
     """The document."""
     lines = [_INTRODUCTION]
     for area, of_area in groupby(faults, key=lambda fault: fault.area):
-        lines += [f"## {area.capitalize()}\n", "| What is broken | What holds | Test |", "|---|---|---|"]
+        lines += [f"## {area[0].upper() + area[1:]}\n", "| What is broken | What holds | Test |", "|---|---|---|"]
         lines += [f"| {_cell(one.broken)} | {_cell(one.promise)} | {_link(one.test)} |" for one in of_area]
         lines.append("")
     return "\n".join(lines)

@@ -68,9 +68,9 @@ def poisoned(
 
 
 @pytest.mark.fault(
-    area="poison studies",
-    broken="studies that make the process crash (SIGSEGV), have it killed (SIGKILL) or take all its memory",
-    promise="each is tried 3 times and failed with its cause; the worker lives on and analyses the other studies",
+    "poison studies",
+    "studies that make the process crash (SIGSEGV), have it killed (SIGKILL) or take all its memory",
+    "each is tried 3 times and failed with its cause; the worker lives on and analyses the other studies",
 )
 def test_a_study_that_harms_its_process_fails_with_the_cause_and_the_next_is_analysed(
     poisoned: Callable[..., list[JobRow]],
@@ -83,9 +83,9 @@ def test_a_study_that_harms_its_process_fails_with_the_cause_and_the_next_is_ana
 
 
 @pytest.mark.fault(
-    area="poison studies",
-    broken="studies whose analysis never ends, in Python and as in C code that hears no signal",
-    promise="each attempt is ended by the time limit, the job failed after the last; the other studies are analysed",
+    "poison studies",
+    "studies whose analysis never ends, in Python and as in C code that hears no signal",
+    "each attempt is ended by the time limit, the job failed after the last; the other studies are analysed",
 )
 def test_a_study_that_takes_for_ever_fails_by_the_time_limit_and_the_next_is_analysed(
     poisoned: Callable[..., list[JobRow]],
@@ -98,9 +98,9 @@ def test_a_study_that_takes_for_ever_fails_by_the_time_limit_and_the_next_is_ana
 
 
 @pytest.mark.fault(
-    area="failed jobs",
-    broken="a pushed study kills its process at every attempt, and again when a person has it tried again",
-    promise="the PACS holds one SR, which says that the study was not analysed; nothing of the job is still to be sent",
+    "failed jobs",
+    "a pushed study kills its process at every attempt, and again when a person has it tried again",
+    "the PACS holds one SR, which says that the study was not analysed; nothing of the job is still to be sent",
 )
 def test_the_pacs_gets_one_sr_that_says_not_analysed(
     start: Start,  # noqa: F811
@@ -142,9 +142,9 @@ def test_the_pacs_gets_one_sr_that_says_not_analysed(
 
 
 @pytest.mark.fault(
-    area="poison studies",
-    broken="a header of 352 bytes claims 1.001e9 voxels, or 9e8 to a process that may take 8 GB",
-    promise="refused as not analysable (input.too_large) before any memory is taken, with less than 50 MB more in use",
+    "poison studies",
+    "a header of 352 bytes claims 1.001e9 voxels, or 9e8 to a process that may take 8 GB",
+    "refused as not analysable (input.too_large) before any memory is taken, with less than 50 MB more in use",
 )
 @pytest.mark.parametrize(("slices", "memory_bytes"), [(1001, resource.RLIM_INFINITY), (900, 8_000_000_000)])
 def test_a_header_that_claims_more_voxels_than_there_is_memory_for_is_refused_before_it_is_read(

@@ -91,9 +91,9 @@ def test_fewer_slices_at_once_give_the_same_answer() -> None:
 
 
 @pytest.mark.fault(
-    area="poison studies",
-    broken="the GPU has room for windows of a third of their size (torch's own error, raised above that size)",
-    promise="smaller windows find the same embolus (Dice above 0.9)",
+    "poison studies",
+    "the GPU has room for windows of a third of their size (torch's own error, raised above that size)",
+    "smaller windows find the same embolus (Dice above 0.9)",
 )
 def test_smaller_windows_find_the_same_embolus() -> None:
     phantom = make_phantom(
@@ -144,9 +144,9 @@ def _out_of_memory_above(voxels: int, cascade: Cascade) -> RemovableHandle:
 
 
 @pytest.mark.fault(
-    area="poison studies",
-    broken="a process that may take 150 MB more runs windows that need 450 MB (RLIMIT_DATA, torch's own error)",
-    promise="fewer windows at once give the answer that all at once gave before",
+    "poison studies",
+    "a process that may take 150 MB more runs windows that need 450 MB (RLIMIT_DATA, torch's own error)",
+    "fewer windows at once give the answer that all at once gave before",
 )
 def test_memory_that_really_runs_out_on_the_cpu_makes_fewer_windows_at_once() -> None:
     process = multiprocessing.get_context("spawn").Process(target=_run_in_little_memory)

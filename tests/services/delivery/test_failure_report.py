@@ -117,9 +117,9 @@ def test_a_job_that_the_sweep_gives_up_is_reported_as_well(
 
 @pytest.mark.usefixtures("written_here")
 @pytest.mark.fault(
-    area="failed jobs",
-    broken="the relay ends after it wrote the report of a failure and before that is committed",
-    promise="the report is written again under the same UID, and is in the outbox once",
+    "failed jobs",
+    "the relay ends after it wrote the report of a failure and before that is committed",
+    "the report is written again under the same UID, and is in the outbox once",
 )
 def test_a_report_that_was_broken_off_is_written_again_with_the_same_uids(
     reports: FailureReports,
@@ -226,9 +226,9 @@ def test_late_slices_call_the_report_on_the_partial_series_off(
 
 
 @pytest.mark.fault(
-    area="failed jobs",
-    broken="images of a failed study on which its report's writer hangs, three times",
-    promise="the writer is ended each time, then the failure is told without an object; the relay lives on",
+    "failed jobs",
+    "images of a failed study on which its report's writer hangs, three times",
+    "the writer is ended each time, then the failure is told without an object; the relay lives on",
 )
 def test_images_that_break_the_writer_too_are_told_of_without_an_object(
     reports: FailureReports,
