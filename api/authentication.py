@@ -80,6 +80,7 @@ class Authentication:
         gateway: Gateway = scope["app"].state.gateway
         try:
             principal = await self._principal(request, gateway)
+            scope.setdefault("state", {})["principal"] = principal
             wait_s = gateway.request_rate.take(principal.name)
             if wait_s:
                 raise TooManyRequests(f"{principal.name!r} asks too often", retry_after_s=wait_s)
@@ -96,7 +97,6 @@ class Authentication:
         except (OperationalError, InterfaceError, TimeoutError):
             await answer_without_database(request)(scope, receive, send)
             return
-        scope.setdefault("state", {})["principal"] = principal
         await self._app(scope, receive, send)
 
     async def _principal(self, request: Request, gateway: Gateway) -> Principal:

@@ -171,10 +171,9 @@ def _title(code: str, status: int) -> str:
 def problem_of(request: Request, error: EmbolensError) -> Response:
     """An error of the tree as a problem document."""
     reasons = error.reasons if isinstance(error, NotAnalysable) else ()
-    headers = _headers_of(error)
-    return problem(
-        request, status_of(error), error.code, error.message, remedy=error.remedy, reasons=reasons, headers=headers
-    )
+    status = status_of(error)
+    headers = _headers_of(error) or retry_after(status)
+    return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons, headers=headers)
 
 
 def _headers_of(error: EmbolensError) -> dict[str, str]:

@@ -66,7 +66,7 @@ class Pipeline:
     is_ending: Callable[[], bool] = lambda: False
 
     @classmethod
-    def connect(cls, settings: Settings, segmenter: Segmenter, is_ending: Callable[[], bool]) -> Self:
+    def connect(cls, settings: Settings, segmenter: Segmenter, is_ending: Callable[[], bool] = lambda: False) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
         database = Database.of(settings)
         return cls(

@@ -93,7 +93,8 @@ class AssociationAudit:
         if not isinstance(primitive, A_ASSOCIATE) or primitive.result != _REJECTED_PERMANENTLY:
             return
         requestor = event.assoc.requestor
-        peer = Peer(requestor.ae_title.strip(), requestor.address)
+        asked = requestor.primitive  # `requestor.ae_title` is known only of those who were let in
+        peer = Peer("" if asked is None else asked.calling_ae_title.strip(), requestor.address)
         left_out = self._rejected.left_out(peer)
         if left_out is not None:
             why = f"association rejected: {_REASONS.get(primitive.diagnostic or 0, 'not an allowed node')}"

@@ -111,14 +111,15 @@ class Listener:
         self._admitting = threading.Lock()
         self._drain = AssociationDrain()
         self._server: BoundedServer | None = None
+        self._port: int | None = None
         self._held = HeldInstances(store, jobs)
         self.audit = AssociationAudit(AuditTrail(settings, "listener"))
 
     @property
     def port(self) -> int:
         """The port listened on; known once started."""
-        assert self._server is not None, "not started"
-        return int(self._server.server_address[1])
+        assert self._port is not None, "not started"
+        return self._port
 
     @property
     def register(self) -> ArrivingSeriesRegister:
@@ -159,7 +160,7 @@ class Listener:
                 remedy="set EMBOLENS_DICOM_HOST and EMBOLENS_DICOM_PORT",
             ) from error
         assert isinstance(server, BoundedServer)
-        self._server = server
+        self._server, self._port = server, int(server.server_address[1])
         self._ae._servers.append(server)  # for its shutdown
         threading.Thread(target=server.serve_forever, name="AcceptorServer", daemon=True).start()
         self._peers.warn_of_open_doors()
@@ -169,8 +170,9 @@ class Listener:
 
         An instance that is being received is answered first.
         """
-        if self._server is not None:
-            self._server.shutdown()
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
             self._drain.end(self._ae.active_associations, within_s=_DRAIN_S)
         self._ae.shutdown()
         self._watcher.stop()

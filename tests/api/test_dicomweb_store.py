@@ -22,7 +22,7 @@ from services.store.jobs import JobFilter
 from services.store.outbox import Outbox
 from services.store.retrievals import RetrievalStore
 from tests.api.conftest import RunningGateway, bearer
-from tests.services.ingest.peers import ct_series, push, wait_until
+from tests.services.ingest.peers import EVERYBODY, ct_series, push, wait_until
 
 STORED, FAILED, OTHER = "00081199", "00081198", "0008119A"
 REASON, INSTANCE = "00081197", "00081155"
@@ -218,7 +218,7 @@ def listening(gateway: RunningGateway) -> Iterable[Listener]:
     settings = gateway.settings.model_copy(update={"dicom_port": 0, "series_quiet_s": 0.6})
     database = Database(settings.resolved_database_url)
     retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
-    rules = IntakeRules(min_slices=2)
+    rules = IntakeRules(min_slices=2, associations=EVERYBODY)
     listener = Listener(settings, gateway.store, gateway.jobs, gateway.queue, rules, retrievals, reports)
     listener.start()
     yield listener

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import httpx
 
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import free_port
+from services.secret_file import bearer_token
 
 ROOT = Path(__file__).parents[2]
 # The gateway's own bounds, lowered: a test does not wait for 20 s.
@@ -53,6 +55,18 @@ class WatchedGateway:
         opened.connect(("127.0.0.1", self.port))
         return opened
 
+    @property
+    def authorization(self) -> str:
+        return bearer_token(self.data_dir / FIRST_KEY_FILE)["Authorization"]
+
+    def upload_head(
+        self, size: int | None, path: str = "/segment", content_type: str = "application/octet-stream"
+    ) -> bytes:
+        """The header of a POST; without a size, chunked."""
+        length = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+        head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {content_type}", length]
+        return "\r\n".join([*head, f"Authorization: {self.authorization}", "", ""]).encode()
+
     def left_behind(self) -> list[Path]:
         roots = (self.data_dir / "arriving", self.data_dir / "jobs")
         return [path for root in roots for path in root.rglob("*")]
@@ -84,12 +98,6 @@ def watched_gateway(directory: Path, redis_url: str, *, impatient: bool) -> Iter
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def upload_head(size: int | None, path: str = "/segment", content_type: str = "application/octet-stream") -> bytes:
-    """The header of a POST; without a size, chunked."""
-    length = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n{length}\r\n\r\n".encode()
 
 
 def seconds_until_gone(connection: socket.socket, at_most_s: float) -> float:

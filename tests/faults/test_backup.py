@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from imaging.errors import ConfigurationError, NotFound
-from services.delivery.destinations import Destinations
+from imaging.errors import ConfigurationError, NotFound, WorkerEnding
 from services.delivery.relay import Relay
-from services.dicom.seg_options import DEFAULT_OPTIONS
+from services.delivery.unchanged import Unchanged
 from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
 from services.store.backup import back_up
 from services.store.database import Database
-from services.store.jobs import JobFilter
+from services.store.jobs import JobFilter, Lease
 from services.store.outbox import Outbox
 from services.store.rows import JobRow, JobState
 from services.store.study_store import StudyStore
@@ -39,13 +39,15 @@ class Site(Receiving):
             thread.start()
 
     def _work(self) -> None:
-        destinations = Destinations.load(self.settings.destinations)
-        segmenter = ThresholdSegmenter(stage_s=0.02)
-        pipeline = Pipeline(self.jobs, self.store, destinations, segmenter, 5, 3, seg_options=DEFAULT_OPTIONS)
+        settings = self.settings.model_copy(update={"lease_s": 5.0, "max_attempts": 3})
+        pipeline = Pipeline.connect(settings, ThresholdSegmenter(stage_s=0.02), self._stopping.is_set)
+        leases = Unchanged[Lease](1.0, time.monotonic)
         while not self._stopping.wait(0.02):
-            self.jobs.take_back_expired(max_attempts=3)
-            for job in self.jobs.queued():
-                pipeline.run_job(job.id)
+            held_for_s = leases.look(self.jobs.leases())
+            silent = [lease for lease, unchanged_s in held_for_s.items() if unchanged_s > settings.lease_s]
+            self.jobs.take_back_expired(silent, max_attempts=3)
+            with suppress(WorkerEnding):
+                pipeline.run_next()
 
     def _deliver(self) -> None:
         relay = Relay(self.settings, self.outbox, self.store)

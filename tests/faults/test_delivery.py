@@ -409,6 +409,7 @@ def test_two_relays_and_a_slow_pacs(site: Site, pacs: Pacs, monkeypatch: pytest.
     first.start_due()
 
     def completed() -> bool:
+        first.renew_claims()
         second.start_due()
         return site.jobs.get(job.id).state == "completed"
 

@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from services.delivery.destinations import Destinations
 from services.delivery.relay import Relay
 from services.delivery.sweep import Sweep
-from services.dicom.seg_options import DEFAULT_OPTIONS
 from services.dicomweb.multipart_related import Part, related_body
 from services.embedded_redis import free_port
 from services.settings import Settings
@@ -28,6 +26,7 @@ from services.store.jobs import Delivery, JobStore
 from services.store.outbox import Outbox
 from services.store.rows import JobRow, Priority
 from services.store.study_store import StudyStore
+from services.store.waiting_line import WaitingLine
 from services.task_queue import TaskQueue
 from tests.faults.small_disk import MIB, SmallDisk
 from tests.services.delivery.peers import StoreScp, result_object
@@ -254,8 +253,8 @@ def test_a_job_without_room_for_its_result_waits_and_is_not_failed(
     store, jobs, queue = StudyStore.of(settings), JobStore(database), TaskQueue(settings.redis_url)
     segmenter = FillingSegmenter()
     segmenter.disk = disk
-    destinations = Destinations.load(settings.destinations)
-    pipeline = Pipeline(jobs, store, destinations, segmenter, lease_s=30, max_attempts=1, seg_options=DEFAULT_OPTIONS)
+    line = WaitingLine(database, routine_longest_wait_s=settings.routine_longest_wait_s)
+    pipeline = replace(Pipeline.connect(settings, segmenter), jobs=jobs, line=line)
     queued_job(store, jobs)
     for _ in range(3):
         pipeline.run_job(JOB)
@@ -267,7 +266,7 @@ def test_a_job_without_room_for_its_result_waits_and_is_not_failed(
     sweep = Sweep(settings, store, jobs, queue)
     sweep.run()
     assert JOB not in queue.waiting()
-    pipeline.run_job(JOB)
+    pipeline.run_next()
     assert jobs.get(JOB).started_at == started_at  # not begun
     disk.make_room()
     replace(pipeline, segmenter=ThresholdSegmenter()).run_job(JOB)
@@ -290,8 +289,7 @@ def test_a_job_whose_end_the_database_has_no_room_for_is_handed_back(
     store, jobs = StudyStore.of(settings), JobStore(database)
     segmenter = FillingSegmenter()
     segmenter.disk = disk
-    destinations = Destinations.load(settings.destinations)
-    pipeline = Pipeline(jobs, store, destinations, segmenter, lease_s=30, max_attempts=1, seg_options=DEFAULT_OPTIONS)
+    pipeline = Pipeline.connect(settings, segmenter)
     queued_job(store, jobs)
     room = threading.Timer(2.0, disk.make_room)
     room.start()
@@ -321,10 +319,7 @@ def test_results_use_the_reserve_and_are_delivered(on_small_disk: tuple[SmallDis
     disk.fill(leave_bytes=MIB)
     assert not store.room().has_for_intake()
     try:
-        pipeline = Pipeline(
-            jobs, store, Destinations.load(settings.destinations), ThresholdSegmenter(), 30, 1, DEFAULT_OPTIONS
-        )
-        pipeline.run_job(JOB)
+        Pipeline.connect(settings, ThresholdSegmenter()).run_job(JOB)
         assert jobs.get(JOB).state == "completed"
         pushed = jobs.open_receiving(study_instance_uid="1.2", series_instance_uid="1.2.3", calling_ae_title="PACS")
         jobs.complete_intake(pushed.id, inputs_digest="d", instance_count=1, completion_reason="test")

@@ -17,7 +17,9 @@ import httpx
 import pytest
 from pydicom.dataset import Dataset
 
+from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import free_port
+from services.secret_file import bearer_token
 from tests.services.ingest.peers import ROOT, ct_series, push, wait_until
 
 SENT = r"(?:sendto|sendmsg|send|write|writev)\(\d+<(?:TCP|socket)"
@@ -34,7 +36,7 @@ def traced(directory: Path, process: str, port: int, redis_url: str, **settings:
         sys.executable, "-m", "cli.app", "serve", "--only", process,
     ]
     # fmt: on
-    (directory / "intake.toml").write_text("min_slices = 2\n")
+    (directory / "intake.toml").write_text("min_slices = 2\n[associations]\npromiscuous = true\n")
     environment = os.environ | settings | {
         "EMBOLENS_DATA_DIR": str(directory / "new" / "data"),
         "EMBOLENS_REDIS_URL": redis_url,
@@ -121,6 +123,7 @@ def test_an_upload_is_on_the_disk_before_it_is_answered(
         traced(tmp_path, "gateway", port, redis_url, **settings) as trace,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
+        client.headers.update(bearer_token(tmp_path / "new" / "data" / FIRST_KEY_FILE))
         job_id = client.post("/segment", files={"files": ("x", make_nifti())}).raise_for_status().json()["id"]
         body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + file_of(one) + b"\r\n--b--\r\n"
         content_type = 'multipart/related; type="application/dicom"; boundary=b'

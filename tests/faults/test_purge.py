@@ -18,10 +18,8 @@ from pydicom.dataset import Dataset
 from sqlalchemy import update
 
 from cli.purge import purge
-from services.delivery.destinations import Destinations
 from services.delivery.retention import Retention
 from services.delivery.sweep import Sweep
-from services.dicom.seg_options import DEFAULT_OPTIONS
 from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
 from services.store.database import Database
@@ -104,11 +102,7 @@ def completed(receiving: Receiving, slices: list[Dataset], *, days_ago: float = 
     earlier = ["completed"] * len(receiving.jobs_of(slices[0]))
     push(receiving.port, slices)
     (*_, job) = receiving.wait_for_state(slices[0], *earlier, "queued")
-    destinations = Destinations.load(receiving.settings.destinations)
-    pipeline = Pipeline(
-        receiving.jobs, receiving.store, destinations, ThresholdSegmenter(), 30, 1, seg_options=DEFAULT_OPTIONS
-    )
-    pipeline.run_job(job.id)
+    Pipeline.connect(receiving.settings, ThresholdSegmenter()).run_job(job.id)
     outbox = Outbox(receiving.database)
     for row in outbox.of_job(job.id):
         outbox.delivered(row)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.faults.hostile_http import CONNECTIONS_MAX, WatchedGateway, seconds_until_gone, upload_head, watched_gateway
+from tests.faults.hostile_http import CONNECTIONS_MAX, WatchedGateway, seconds_until_gone, watched_gateway
 
 MIB = 1024**2
 MOST_MEMORY_BYTES = 250_000_000
@@ -54,7 +54,8 @@ def dripped(connection: socket.socket, content: bytes) -> float:
     "cut off within two windows of 20 s (2 s in the test); /health/ready answers meanwhile; nothing is left",
 )
 def test_slow_loris(gateway: WatchedGateway) -> None:
-    begun = {b"": b"", b"GET / HT": b"TP/1.1" * 100, upload_head(10**9): b"\0" * 1000, upload_head(None): b"\0" * 1000}
+    heads = [gateway.upload_head(size) for size in (10**9, None)]
+    begun = {b"": b"", b"GET / HT": b"TP/1.1" * 100} | dict.fromkeys(heads, b"\x00" * 1000)
     connections = [(gateway.connect(), head, rest) for head, rest in list(begun.items()) * 25]
     with ThreadPoolExecutor(len(connections)) as clients:
         for connection, head, _ in connections:
@@ -94,7 +95,7 @@ def test_idle_connections_make_room(gateway: WatchedGateway) -> None:
 )
 def test_slow_loris_after_the_answer(gateway: WatchedGateway) -> None:
     with gateway.connect() as connection:
-        connection.sendall(upload_head(10**12))
+        connection.sendall(gateway.upload_head(10**12))
         assert b" 413 " in connection.recv(1 << 16)
         dripped(connection, bytes(1000))
 
@@ -106,7 +107,8 @@ def test_slow_loris_after_the_answer(gateway: WatchedGateway) -> None:
 )
 def test_clients_that_stop_reading(gateway: WatchedGateway) -> None:
     connections = [gateway.connect(receive_buffer=4096) for _ in range(20)]
-    asked = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200  # pipelined: 200 answers of a quarter of a MiB
+    head = f"GET /openapi.json HTTP/1.1\r\nHost: x\r\nAuthorization: {gateway.authorization}\r\n\r\n"
+    asked = head.encode() * 200  # pipelined: 200 answers of a quarter of a MiB
     for connection in connections:
         connection.sendall(asked)
     assert gateway.seconds_to_answer() < ANSWERS_WITHIN_S
@@ -137,7 +139,7 @@ def test_200_uploads_at_once(gateway: WatchedGateway) -> None:
 def test_uploads_that_are_abandoned(gateway: WatchedGateway) -> None:
     connections = [gateway.connect() for _ in range(200)]
     for connection in connections:
-        connection.sendall(upload_head(10 * MIB) + bytes(200_000))
+        connection.sendall(gateway.upload_head(10 * MIB) + bytes(200_000))
     for connection in connections:
         connection.close()
 
@@ -145,7 +147,7 @@ def test_uploads_that_are_abandoned(gateway: WatchedGateway) -> None:
 def _uploads_at_once(gateway: WatchedGateway, count: int, content: bytes) -> list[bytes]:
     def upload(_: int) -> bytes:
         with gateway.connect() as connection:
-            connection.sendall(upload_head(len(content)))
+            connection.sendall(gateway.upload_head(len(content)))
             for at in range(0, len(content), 100_000):
                 connection.sendall(content[at : at + 100_000])
             return connection.recv(1 << 16)
@@ -175,7 +177,7 @@ def test_a_big_upload(gateway: WatchedGateway) -> None:
             yield piece
 
     def upload() -> httpx.Response:
-        headers = {"Content-Type": "application/octet-stream"}
+        headers = {"Content-Type": "application/octet-stream", "Authorization": gateway.authorization}
         return httpx.post(f"{gateway.url}/segment", content=pieces(), headers=headers, timeout=120)
 
     with ThreadPoolExecutor(1) as client:
