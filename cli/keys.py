@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from services.accounts.api_key import ApiKey
     from services.accounts.key_store import KeyStore
+    from services.audit.trail import AuditTrail
     from services.store.rows import ApiKeyRow
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: who may send studies, and see which.")
@@ -33,6 +34,7 @@ def create(
     unknown = sorted(set(scope) - set(Scope))
     if unknown:
         raise typer.BadParameter(f"unknown scope {', '.join(unknown)}; known: {', '.join(Scope)}")
+    trail = _trail()
     with _store() as store:
         row, key = store.create(
             name,
@@ -41,6 +43,7 @@ def create(
             valid_for=timedelta(days=days) if days else None,
             max_upload_bytes=max_upload_bytes or None,
         )
+    _write_down(trail, f"API key {row.id} of {row.name} made: {', '.join(row.scopes)}, tenant {row.tenant}")
     _print_once(row, key)
 
 
@@ -69,16 +72,20 @@ def rotate(
     """Make a new key in the place of one, for the same client. It is printed on stdout, once."""
     from datetime import timedelta
 
+    trail = _trail()
     with _store() as store:
         row, key = store.rotate(key_id, overlap=timedelta(hours=overlap_hours))
+    _write_down(trail, f"API key {row.id} of {row.name} made in the place of {key_id}")
     _print_once(row, key)
 
 
 @keys.command("revoke")
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `embolens keys list` shows it.")]) -> None:
     """Refuse a key from now on, and log out who has logged in with it."""
+    trail = _trail()
     with _store() as store:
         row = store.revoke(key_id)
+    _write_down(trail, f"API key {row.id} of {row.name} revoked")
     typer.echo(f"{row.id} ({row.name}) is revoked")
 
 
@@ -94,6 +101,21 @@ def _store() -> Iterator[KeyStore]:
         yield KeyStore(database)
     finally:
         database.close()
+
+
+def _trail() -> AuditTrail:
+    """Before anything is changed: whoever has not the key that signs the trail changes nothing."""
+    from services.audit.trail import AuditTrail
+    from services.settings import settings
+
+    return AuditTrail(settings(), "cli")
+
+
+def _write_down(trail: AuditTrail, what: str) -> None:
+    from cli.process_user import process_user
+    from services.audit.events import security_configured
+
+    security_configured(trail, process_user(), what)
 
 
 def _print_once(row: ApiKeyRow, key: ApiKey) -> None:

@@ -13,6 +13,7 @@ import mmap
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -196,7 +197,8 @@ class _BoundedSocket(AssociationSocket):
 
     def send(self, bytestream: bytes) -> None:
         if self.socket is not None:
-            self.socket.settimeout(self._bounds.timeout_s)
+            with suppress(OSError):  # another thread has closed it, as pynetdicom's own `send` will notice
+                self.socket.settimeout(self._bounds.timeout_s)
         super().send(bytestream)
 
     def refuse(self, why: str) -> None:

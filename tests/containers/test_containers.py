@@ -99,14 +99,28 @@ def test_redis_asks_for_its_password_and_is_healthy_with_it(compose: dict[str, A
         assert server.wait(timeout=20) == 0
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_our_containers_have_no_privilege_and_write_only_data(name: str, compose: dict[str, Any]) -> None:
+WRITABLE = {
+    **dict.fromkeys(OURS, "data:/var/lib/embolens"),
+    "redis": "redis:/data",
+    "postgres": "postgres:/var/lib/postgresql/data",
+}
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_a_container_has_no_privilege_and_writes_one_volume(name: str, compose: dict[str, Any]) -> None:
     service = compose["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    writable = [volume for volume in service["volumes"] if not volume.endswith(":ro")]
-    assert writable == ["data:/var/lib/embolens"]
+    assert not {"privileged", "cap_add", "pid", "network_mode", "devices"} & set(service)
+    assert [volume for volume in service["volumes"] if not volume.endswith(":ro")] == [WRITABLE[name]]
+
+
+def test_every_container_is_looked_at_and_none_is_root(compose: dict[str, Any]) -> None:
+    """Ours have their user from the Dockerfile (below), the images of others from the compose file."""
+    users = {name: service.get("user") for name, service in compose["services"].items()}
+    assert users == {**dict.fromkeys(OURS), "redis": "redis", "postgres": "postgres"}
+    assert set(WRITABLE) == set(users)
 
 
 def test_services_wait_for_database_and_broker(compose: dict[str, Any]) -> None:

@@ -41,6 +41,15 @@ def test_torch_alone_is_pinned_without_a_hash() -> None:
     assert locked("requirements-torch.lock") == {"torch==2.13.0": []}
 
 
+def test_the_images_install_nothing_but_torch_without_its_hash() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"\bpip .*? install (.*?)(?:&&|\n)", dockerfile)
+    assert len(installs) == 3
+    for install in installs:
+        assert "--only-binary :all:" in install
+        assert ("--require-hashes" in install) != ("requirements-torch.lock" in install)
+
+
 def test_the_images_and_the_tests_have_the_same_versions() -> None:
     gateway, worker, dev = (set(locked(lock)) for lock in LOCKS)
     assert gateway <= worker <= dev

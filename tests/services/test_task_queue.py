@@ -1,0 +1,35 @@
+"""What may come out of the queue: job ids, and nothing that would be run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu.exceptions import ContentDisallowed
+from kombu.serialization import loads, prepare_accept_content
+
+from services.task_queue import make_celery
+
+
+class _Runs:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, witness: Path) -> None:
+        self._witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._witness),)
+
+
+def test_a_pickle_in_the_queue_is_not_read(tmp_path: Path) -> None:
+    """Whoever can write into Redis must not run code in a worker."""
+    accepted = prepare_accept_content(make_celery("redis://127.0.0.1:1/0").conf.accept_content)
+    body = pickle.dumps([[_Runs(tmp_path / "it was run")], {}, {}])
+    with pytest.raises(ContentDisallowed):
+        loads(body, "application/x-python-serialize", "binary", accept=accepted)
+    assert not (tmp_path / "it was run").exists()
+    assert loads(json.dumps(["job"]).encode(), "application/json", "utf-8", accept=accepted) == ["job"]
