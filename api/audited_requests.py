@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -66,19 +65,24 @@ class AuditedRequests:
             await self._app(scope, receive, send)
             return
 
+        is_answered = False
+
         async def send_audited(message: Message) -> None:
+            nonlocal is_answered
             if message["type"] == "http.response.start":
+                is_answered = True
                 await run_in_threadpool(self._write, scope, message["status"], Headers(raw=message["headers"]))
             await send(message)
 
-        await self._app(scope, receive, send_audited)
+        try:
+            await self._app(scope, receive, send_audited)
+        finally:
+            if not is_answered and scope.get("state", {}).get("received"):  # it broke off, or ended in an error of ours
+                await run_in_threadpool(self._write_received, scope)
 
     def _write(self, scope: Scope, status: int, headers: Headers) -> None:
         gateway: Gateway = scope["app"].state.gateway
-        state: Mapping[str, Any] = scope.get("state", {})
-        principal = state.get("principal")
-        address = scope["client"][0] if scope.get("client") else None
-        peer = Peer(_UNKNOWN if principal is None else principal.name, address)
+        principal, peer = scope.get("state", {}).get("principal"), _peer(scope)
         path, trail = scope["path"], gateway.audit
         if status == 401:
             if (left_out := self._repeats.left_out((peer, status))) is not None:
@@ -90,15 +94,13 @@ class AuditedRequests:
             if (left_out := self._repeats.left_out((peer, status, path))) is not None:
                 events.access_refused(trail, peer, path, with_count("may not do this", left_out))
             return
+        self._write_received(scope)  # also where the request ends in an error: what it brought before stays
         if status >= 400 or "route" not in scope:
             return
         route: str = scope["route"].name
         parameters = scope.get("path_params", {})
         if route.startswith("search_"):
             events.queried(trail, peer, path, scope["query_string"].decode("latin-1"))
-        elif route.startswith("store_"):
-            for study, instances in state.get("received", {}).items():
-                events.instances_received(trail, peer, replace(_study(gateway, study), instances=instances))
         elif route.startswith("retrieve_"):
             study = parameters["study"]
             if self._repeats.left_out((peer, "retrieve", study)) is not None:
@@ -108,6 +110,19 @@ class AuditedRequests:
             job_id = parameters.get("job_id") or headers.get("location", "").rsplit("/", 1)[-1]
             if write not in _READ_ONLY or self._repeats.left_out((peer, route, job_id)) is not None:
                 write(trail, peer, _job(gateway, job_id))
+
+    def _write_received(self, scope: Scope) -> None:
+        gateway: Gateway = scope["app"].state.gateway
+        received: Mapping[str, Mapping[str, int]] = scope.get("state", {}).get("received", {})
+        for study, instances in received.items():
+            subject = replace(_study(gateway, study), instances=instances)
+            events.instances_received(gateway.audit, _peer(scope), subject)
+
+
+def _peer(scope: Scope) -> Peer:
+    principal = scope.get("state", {}).get("principal")
+    address = scope["client"][0] if scope.get("client") else None
+    return Peer(_UNKNOWN if principal is None else principal.name, address)
 
 
 def _job(gateway: Gateway, job_id: str) -> Subject:

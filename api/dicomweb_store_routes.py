@@ -99,6 +99,7 @@ async def _store(
         max_parts=limits.upload_max_files,
         tenant=caller.tenant,
     )
+    request.state.received = receiver.received  # for the audit trail, also of a request that breaks off
     try:
         await feed_body(
             request,
@@ -109,7 +110,6 @@ async def _store(
     finally:
         receiver.close()
         await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
-        request.state.received = receiver.received  # for the audit trail
     refused = len(receiver.failed) + len(receiver.unreadable)
     if not (receiver.stored or refused):
         raise InputError(

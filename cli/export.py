@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from services.deidentification.exporter import Exported
     from services.settings import Settings
     from services.store.database import Database
+    from services.store.rows import JobRow
     from services.store.study_store import StudyStore
 
 
@@ -62,23 +64,21 @@ def export(
 
 
 def _files(what: str, database: Database, store: StudyStore, *, images: bool) -> list[Path]:
-    """What was received and the results; of a series that was worked on several times, the newest job's.
+    """What was received and the results; of a series that was taken in several times, the newest job's.
 
     Raises:
         NotFound: there is no such job or study.
+        Purged: images are asked for, and of a series they are gone.
     """
     from imaging.errors import InputError, NotFound
     from services.store.jobs import JobFilter, JobStore
-    from services.store.study_store import is_uid
+    from services.store.study_store import is_uid, purged
 
     jobs = JobStore(database)
     if is_uid(what):
-        found = {
-            job.series_instance_uid: job for job in reversed(jobs.page(JobFilter(study_instance_uid=what), limit=500))
-        }
-        if not found:
-            raise NotFound(f"no study {what}")
-        wanted = list(found.values())
+        wanted = _newest(jobs.page(JobFilter(study_instance_uid=what), limit=500))
+        if not wanted:
+            raise NotFound(f"no study {what}", remedy="a series that is still being received has nothing to export")
     else:
         wanted = [jobs.get(str(store.job_directory(what).name))]
     if any(job.input_kind != "dicom" for job in wanted):
@@ -86,9 +86,25 @@ def _files(what: str, database: Database, store: StudyStore, *, images: bool) ->
     files = []
     for job in wanted:
         if images:
+            if job.inputs_purged_at is not None:
+                raise purged(f"the input of job {job.id}, series {job.series_instance_uid},", job.inputs_purged_at)
             files += store.read_inputs(job.id)
         files += sorted(store.result_directory(job.id).glob("*.dcm"))
     return files
+
+
+def _newest(jobs: Sequence[JobRow]) -> list[JobRow]:
+    """Of each series, as each tenant sent it: the newest job that took it in; else the newest whose files are purged.
+
+    Args:
+        jobs: the newest first.
+    """
+    from services.store.rows import JobState
+
+    taken_in = [job for job in reversed(jobs) if job.inputs_digest is not None or job.inputs_purged_at is not None]
+    # Of the purged ones, a cancelled one has no result, and may have taken nothing in.
+    taken_in.sort(key=lambda job: 2 if job.inputs_digest is not None else job.state != JobState.CANCELLED.value)
+    return list({(job.tenant, job.series_instance_uid): job for job in taken_in}.values())
 
 
 def _secret(path: Path) -> bytes:

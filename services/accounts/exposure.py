@@ -78,7 +78,8 @@ def weakness(password: str | None) -> str | None:
 def is_loopback(host: str) -> bool:
     """Whether this is an address of this machine alone."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        address = ip_address(host.strip("[]"))
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 

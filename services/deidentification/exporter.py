@@ -116,6 +116,8 @@ def _write_all(
             )
         clean = cleaned(dataset, pseudonyms, options)
         place = folder / clean.StudyInstanceUID / clean.SeriesInstanceUID / f"{clean.SOPInstanceUID}.dcm"
+        if place.exists():
+            continue  # two tenants, or an upload and a push, hold the same instance
         place.parent.mkdir(parents=True, exist_ok=True)
         clean.save_as(place, enforce_file_format=True)
         _, counted = exported.studies.setdefault(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from imaging.errors import ConfigurationError
-from services.audit.events import study_deleted
-from services.audit.subjects import subject_of_job
+from services.audit.events import Subject, study_deleted
+from services.audit.subjects import subject_in, subject_of_job
 from services.audit.trail import AuditTrail
 from services.delivery.destinations import AVAILABILITY, Destinations, Node
 from services.settings import Settings
@@ -93,11 +93,19 @@ class Retention:
         return gone
 
     def _purge_audited(self, purge: Purge, one: Purgeable) -> bool:
-        subject = subject_of_job(self._store, one.jobs[0].id)  # while there are files that say it
+        subject = self._subject_of(one)  # while there are files that say it
         is_gone = purge.purge(one)
         if is_gone:
             study_deleted(self._audit, subject)
         return is_gone
+
+    def _subject_of(self, one: Purgeable) -> Subject:
+        newest = one.jobs[0]
+        if (subject := subject_of_job(self._store, newest.id)).study_instance_uid:
+            return subject
+        in_files = (subject_in(path) for path in one.directory.glob("*.dcm"))  # of a job cancelled while receiving
+        subject = next((found for found in in_files if found is not None), Subject(newest.study_instance_uid or ""))
+        return replace(subject, job_id=newest.id)
 
     def plan(self, *, whole: bool = False) -> Iterator[Decision]:
         """What would be purged now, what would not, and why; `whole`: also of kinds of which nothing can go."""

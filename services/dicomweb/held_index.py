@@ -78,7 +78,7 @@ class HeldIndex:
         with self._database.read() as session:
             found = list({row.sop_instance_uid: row for row in session.scalars(query)}.values())
         if not found:
-            self._say_if_purged(study, series)
+            self._say_if_purged(study, series, tenant)
             what = "instance" if instance else "series" if series else "study"
             raise NotFound(f"no such {what} is held here", remedy="GET /dicom-web/studies lists what is")
         return found
@@ -90,9 +90,11 @@ class HeldIndex:
             raise purged("the instance")
         return path
 
-    def _say_if_purged(self, study: str, series: str | None) -> None:
+    def _say_if_purged(self, study: str, series: str | None, tenant: str | None) -> None:
         """Raises Purged: inputs of this study, or of this series, or results, whose series no job names, are gone."""
         of_series = JobRow.study_instance_uid == study
+        if tenant is not None:
+            of_series &= JobRow.tenant == tenant
         if series is not None:
             of_series &= or_(JobRow.series_instance_uid == series, JobRow.results_purged_at.is_not(None))
         when = select(func.max(func.coalesce(JobRow.inputs_purged_at, JobRow.results_purged_at, type_=UtcDateTime)))
@@ -116,6 +118,7 @@ class HeldIndex:
     def _is_purged(self, job: JobRow) -> bool:
         """Whether what was received of the job's series counts as gone."""
         of_series = select(JobRow.id).where(
+            JobRow.tenant == job.tenant,
             JobRow.study_instance_uid == job.study_instance_uid,
             JobRow.series_instance_uid == job.series_instance_uid,
             JobRow.source != Source.REST.value,

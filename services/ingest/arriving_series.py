@@ -104,13 +104,6 @@ class ArrivingSeriesRegister:
         with self._lock:
             return self._series.get((study_instance_uid, series_instance_uid, tenant))
 
-    def fetched_for(self, study_instance_uid: str, series_instance_uid: str) -> str | None:
-        """The tenant for whom the series is being fetched; None where it is not."""
-        with self._lock:
-            keys = list(self._expected)
-        wanted = (study_instance_uid, series_instance_uid)
-        return next((tenant for study, series, tenant in keys if (study, series) == wanted), None)
-
     def all(self) -> list[ArrivingSeries]:
         with self._lock:
             return list(self._series.values())
@@ -245,9 +238,8 @@ def _announced_in(path: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """Who is sending; `tenant` where the intake rules name one for it."""
+    """Who is sending; "dicomweb:NAME" is an AE title too."""
 
     ae_title: str
     address: str
     association: threading.Thread
-    tenant: str | None = None

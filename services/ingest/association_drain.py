@@ -21,6 +21,7 @@ class AssociationDrain:
         self.handlers: list[evt.EventHandlerType] = [
             (evt.EVT_PDU_RECV, self._begin),
             (evt.EVT_PDU_SENT, self._answered),
+            (evt.EVT_CONN_CLOSE, self._broke_off),
         ]
         self._in_hand: set[Association] = set()
         self._lock = threading.Lock()
@@ -54,3 +55,7 @@ class AssociationDrain:
             ending = self._ending
         if ending:
             event.assoc.abort()
+
+    def _broke_off(self, event: Event) -> None:
+        with self._lock:
+            self._in_hand.discard(event.assoc)

@@ -27,7 +27,7 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from imaging.errors import StorageFull
+from services.store.disk_room import FULL_ERRNOS, no_room
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ArrivingDataSet:
             if self._full is None:
                 self.content.write(fragment)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL_ERRNOS:
                 raise
             self._full = error
 
@@ -106,7 +106,7 @@ class ArrivingDataSet:
         except OSError as error:
             self._full = error
         if self._full is not None:
-            raise StorageFull("no room left for a data set", remedy="free disk space") from self._full
+            raise no_room() from self._full
         self.content.seek(0)
         return self.content
 
@@ -201,6 +201,10 @@ class _BoundedSocket(AssociationSocket):
                 self.socket.settimeout(self._bounds.timeout_s)
         super().send(bytestream)
 
+    def close(self) -> None:
+        super().close()
+        cast(_BoundedDimse, self.assoc.dimse).break_off()
+
     def refuse(self, why: str) -> None:
         """Abort the association at once. Call from the thread that reads and sends."""
         log.warning("aborted the association with %s: %s", self._peer, why)
@@ -253,6 +257,12 @@ class _BoundedDimse(DIMSEServiceProvider):
             super().receive_primitive(one)
             if isinstance(self.message, C_STORE_RQ) and self.message._data_set_file is None:
                 self.message._data_set_file = cast(Any, ArrivingDataSet(self._bounds.directory))
+
+    def break_off(self) -> None:
+        """Nothing of the message that is coming in will come any more. Call from the thread that reads."""
+        message, self.message = self.message, None
+        if message is not None and message._data_set_file is not None:
+            message._data_set_file.close()
 
     def _breaks_a_bound(self) -> str | None:
         is_instance = isinstance(self.message, C_STORE_RQ)

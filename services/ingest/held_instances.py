@@ -8,7 +8,7 @@ breaks off where the received bytes go on was torn by a power cut, and is replac
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class HeldInstances:
     def __init__(self, store: StudyStore, jobs: JobStore) -> None:
         self._store = store
         self._jobs = jobs
-        self._taken_in: dict[tuple[str, str, str], frozenset[Path]] = {}
+        self._inputs: dict[frozenset[str], frozenset[Path]] = {}  # by the ids of all jobs that took a series in
 
     def holds(
         self, named: Identifiers, data_set: memoryview, *, is_arriving: bool, tenant: str = DEFAULT_TENANT
@@ -59,7 +59,6 @@ class HeldInstances:
         path = self._store.instance_path(study, series, sop, tenant=tenant)
         stored = _data_set_of(path)
         if stored is None:
-            self._taken_in.pop((study, series, tenant), None)  # it may have been purged
             return False
         if len(stored) < len(data_set) and data_set[: len(stored)] == stored:
             log.warning("instance %s lies torn on disk and is replaced", sop)
@@ -75,21 +74,22 @@ class HeldInstances:
         self, study_instance_uid: str, series_instance_uid: str, tenant: str = DEFAULT_TENANT
     ) -> Iterator[Path]:
         """Every file that a job of the series took in."""
-        for job_id in self._jobs.that_took_in(study_instance_uid, series_instance_uid, tenant=tenant):
-            with suppress(NotFound):  # its directory is gone
-                yield from self._store.read_inputs(job_id)
+        yield from self._inputs_of(self._jobs.that_took_in(study_instance_uid, series_instance_uid, tenant=tenant))
 
     def _was_taken_in(self, study_instance_uid: str, series_instance_uid: str, tenant: str, path: Path) -> bool:
-        """Whether a job has this file among its inputs. These only grow, but for a purge, so what was found
-        once is remembered."""
-        key = (study_instance_uid, series_instance_uid, tenant)
-        taken_in = self._taken_in.get(key, frozenset())
-        if path not in taken_in:
-            taken_in = frozenset(self.inputs_of_jobs(*key))
-            if len(self._taken_in) >= _REMEMBERED_SERIES:
-                self._taken_in.clear()
-            self._taken_in[key] = taken_in
-        return path in taken_in
+        """Whether a job has this file among its inputs. What a job took in stays the same until it is purged, and then
+        the job is not among these any more; so their files are read once."""
+        jobs = frozenset(self._jobs.that_took_in(study_instance_uid, series_instance_uid, tenant=tenant))
+        if jobs not in self._inputs:
+            if len(self._inputs) >= _REMEMBERED_SERIES:
+                self._inputs.clear()
+            self._inputs[jobs] = frozenset(self._inputs_of(jobs))
+        return path in self._inputs[jobs]
+
+    def _inputs_of(self, job_ids: Iterable[str]) -> Iterator[Path]:
+        for job_id in job_ids:
+            with suppress(NotFound):  # its directory is gone
+                yield from self._store.read_inputs(job_id)
 
 
 def _data_set_of(path: Path) -> memoryview | None:

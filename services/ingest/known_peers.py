@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from imaging.errors import ConfigurationError
+from services.accounts.exposure import is_loopback
 from services.delivery.destinations import Destinations
 from services.ingest.intake_rules import IntakeRules
 from services.settings import Settings
@@ -22,7 +23,7 @@ _RESOLVED_FOR_S = 60.0
 # Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 9.3.4).
 _NO_REASON = (0x01, 0x01, 0x01)
 _CALLING_AE_TITLE = (0x01, 0x01, 0x03)
-_COME_AGAIN = (0x02, 0x01, 0x01)
+COME_AGAIN = (0x02, 0x01, 0x01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class KnownPeers:
     def warn_of_open_doors(self) -> None:
         """For the log of a listener that starts."""
         host, is_mutual = self._settings.dicom_host, self._settings.tls_trusted is not None
-        if self._allowed.promiscuous and not is_mutual and not _is_loopback(host):
+        if self._allowed.promiscuous and not is_mutual and not is_loopback(host):
             log.warning(
                 "PROMISCUOUS: whoever reaches %s:%d may send studies, without TLS and under any AE title; take "
                 "`promiscuous` out of [associations] in intake.toml, or set EMBOLENS_TLS_TRUSTED",
@@ -67,7 +68,7 @@ class KnownPeers:
         """
         if not self._allowed.allow_address(address):
             return Refusal(_NO_REASON, "its address is not among the allowed ones")
-        if calling_ae_title == self._settings.ae_title and (_is_loopback(address) or address == our_address):
+        if calling_ae_title == self._settings.ae_title and (is_loopback(address) or address == our_address):
             return None  # this machine, asking whether the listener lives
         if self._allowed.certificate_names_ae_title and calling_ae_title.upper() not in _names(certificate):
             return Refusal(_CALLING_AE_TITLE, "its certificate does not name that AE title")
@@ -83,7 +84,7 @@ class KnownPeers:
     def _unless_from(self, host: str, address: str) -> Refusal | None:
         known = self._addresses(host)
         if not known:
-            return Refusal(_COME_AGAIN, f"the node's host {host} has no address at the moment")
+            return Refusal(COME_AGAIN, f"the node's host {host} has no address at the moment")
         peer = _parsed(address)
         if peer in known or (peer.is_loopback and any(one.is_loopback for one in known)):
             return None
@@ -101,7 +102,7 @@ class KnownPeers:
         if time.monotonic() >= until:
             try:
                 found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            except OSError:
+            except (OSError, UnicodeError):  # the latter where the host is no name at all, such as "pacs..lan"
                 return addresses  # the last ones known
             addresses = frozenset(_parsed(str(entry[4][0])) for entry in found)
             self._resolved[host] = (time.monotonic() + _RESOLVED_FOR_S, addresses)
@@ -111,13 +112,6 @@ class KnownPeers:
 def _parsed(address: str) -> IPv4Address | IPv6Address:
     parsed = ip_address(address.split("%")[0])
     return getattr(parsed, "ipv4_mapped", None) or parsed
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return _parsed(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _names(certificate: Mapping[str, Any] | None) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import ssl
 import threading
 from io import BytesIO
@@ -45,7 +46,7 @@ from services.ingest.completion import CompletionWatcher
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
 from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
-from services.ingest.known_peers import KnownPeers, Refusal
+from services.ingest.known_peers import COME_AGAIN, KnownPeers, Refusal
 from services.ingest.storage_status import SUCCESS, storage_status
 from services.settings import Settings
 from services.store.jobs import JobStore
@@ -186,14 +187,23 @@ class Listener:
             association.kill()
             return
         calling, address = request.calling_ae_title.strip(), association.requestor.address
-        certificate = connection.getpeercert() if isinstance(connection, ssl.SSLSocket) else None
-        refusal = self._peers.refusal(calling, address, connection.getsockname()[0], certificate)
-        if refusal is None and not self._has_room_for(association):
-            refusal = Refusal(_LOCAL_LIMIT_EXCEEDED, f"{self._settings.max_associations} are open already")
+        try:
+            refusal = self._refusal(association, calling, connection)
+        except Exception:  # pynetdicom would note it and let the peer in
+            log.exception("could not judge an association from %r at %s", calling, address)
+            refusal = Refusal(COME_AGAIN, "of the error above")
         if refusal is not None:
             log.warning("rejected an association from %r at %s: %s", calling, address, refusal.why)
             association.acse.send_reject(*refusal.reason)
             association.kill()
+
+    def _refusal(self, association: Association, calling: str, connection: socket.socket) -> Refusal | None:
+        certificate = connection.getpeercert() if isinstance(connection, ssl.SSLSocket) else None
+        address = association.requestor.address
+        refusal = self._peers.refusal(calling, address, connection.getsockname()[0], certificate)
+        if refusal is None and not self._has_room_for(association):
+            return Refusal(_LOCAL_LIMIT_EXCEEDED, f"{self._settings.max_associations} are open already")
+        return refusal
 
     def _has_room_for(self, association: Association) -> bool:
         with self._admitting:
@@ -223,8 +233,7 @@ class Listener:
 
     def _store_instance(self, event: Event) -> None:
         peer = _peer(event)
-        ae_title = peer.ae_title.strip()
-        calling = Calling(ae_title, peer.address, event.assoc, self._tenants.named.get(ae_title))
+        calling = Calling(peer.ae_title.strip(), peer.address, event.assoc)
         request = _request(event)
         arrived = cast(ArrivingDataSet | None, request._dataset_file)  # None where it came by our C-GET
         encoded = cast(BytesIO, request.DataSet) if arrived is None else arrived.whole()
@@ -239,7 +248,7 @@ class Listener:
         """
         named = _identify(encoded, file_meta, with_announcement=False)
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
-        tenant = calling.tenant or self._register.fetched_for(study, series) or self._tenants.default
+        tenant = self._tenants.of(calling.ae_title)
         path = self._store.instance_path(study, series, sop, tenant=tenant)
         arriving = self._register.find(study, series, tenant)
         if self._held.holds(named, view(encoded), is_arriving=arriving is not None, tenant=tenant):

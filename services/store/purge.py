@@ -40,8 +40,8 @@ from services.store.study_store import StudyStore
 
 LOCK = "purge"  # whoever holds it in the data directory (a backup, another relay) lets nothing be purged
 _WITHOUT_FINDINGS = load_only(
-    JobRow.state, JobRow.source, JobRow.study_instance_uid, JobRow.series_instance_uid, JobRow.error_code,
-    JobRow.created_at, JobRow.updated_at, JobRow.finished_at,
+    JobRow.tenant, JobRow.state, JobRow.source, JobRow.study_instance_uid, JobRow.series_instance_uid,
+    JobRow.error_code, JobRow.created_at, JobRow.updated_at, JobRow.finished_at,
 )  # fmt: skip
 _SETTLED = timedelta(hours=1)  # far longer than any process needs from looking at a job to using its files
 

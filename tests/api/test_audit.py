@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ from services.audit.message import AuditMessage, EventOutcome
 from services.audit.written import written_messages
 from tests.api.conftest import RunningGateway
 from tests.api.test_dicomweb_store import MEDIA_TYPE, multipart
+from tests.services.ingest.peers import wait_until
 
 
 def audited(gateway: RunningGateway, study: str = "") -> list[AuditMessage]:
@@ -81,6 +82,36 @@ def test_stored_queried_and_retrieved_over_dicomweb(gateway: RunningGateway, ser
     assert (query.event, query.objects[0].query) == (QUERY, "PatientID=PHI-4711")
     assert (retrieved.event, retrieved.action) == (INSTANCES_TRANSFERRED, "R")
     assert retrieved.objects[1].object_id == "PHI-4711"
+
+
+@pytest.mark.fault(
+    "HTTP uploads",
+    "a STOW-RS request that ends in an error after its first instances were kept",
+    "these are in the audit trail",
+)
+@pytest.mark.parametrize("is_broken_off", [False, True])
+def test_what_a_request_brought_before_it_failed_is_written_down(
+    start_gateway: Callable[..., RunningGateway], series: list[bytes], is_broken_off: bool
+) -> None:
+    gateway = start_gateway(upload_max_files=4 if is_broken_off else 3)
+    headers = {"Content-Type": MEDIA_TYPE}
+    if is_broken_off:
+        begun = multipart([*series[:3], bytes(1 << 16)])[:-100]
+
+        def broken_off() -> Iterator[bytes]:
+            yield begun
+            wait_until(lambda: len(list(gateway.settings.data_dir.rglob("received/*/*/*.dcm"))) == 3)
+            raise ConnectionError
+
+        with pytest.raises(ConnectionError):
+            gateway.client.post("/dicom-web/studies", content=broken_off(), headers=headers)
+    else:
+        body = multipart([*series[:3], series[0]])
+        assert gateway.client.post("/dicom-web/studies", content=body, headers=headers).status_code == 413
+    wait_until(lambda: audited(gateway))
+    (stored,) = audited(gateway, uid_of(series))
+    assert stored.event == INSTANCES_TRANSFERRED
+    assert sum(stored.objects[0].instances.values()) == 3
 
 
 def test_an_upload_that_is_no_dicom_is_known_by_its_job(gateway: RunningGateway, nifti: bytes) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
+from sqlalchemy import update
 
 from services.accounts.principal import Scope
 from services.dicom.result_files import write_results
@@ -19,8 +20,9 @@ from services.dicom.series_reader import read_series
 from services.embedded_redis import free_port
 from services.settings import Settings
 from services.store.database import Database
-from services.store.jobs import JobFilter
+from services.store.jobs import JobFilter, utc_now
 from services.store.retrievals import RetrievalStore
+from services.store.rows import JobRow
 from tests.api.conftest import RunningGateway, serving
 from tests.api.test_authentication import GUARDED
 from tests.api.test_dicomweb_search import complete
@@ -232,6 +234,30 @@ class TestTheSameSeries:
             assert (study["00201208"]["Value"], study["00100020"]["Value"]) == ([count], [patient])
             series = f"{gateway.url}/dicom-web/studies/{slices[0].StudyInstanceUID}/metadata"
             assert {one["00100020"]["Value"][0] for one in httpx.get(series, headers=who).json()} == {patient}
+
+    def test_purged_of_one_tenant_is_not_there_for_another(self, gateway: RunningGateway) -> None:
+        ours, others, slices = gateway.key_for(OURS), gateway.key_for(OTHERS), ct_series(2)
+        assert self.send(gateway, ours, slices).status_code == 200
+        studies = f"{gateway.url}/dicom-web/studies"
+        study = f"{studies}/{slices[0].StudyInstanceUID}"
+        assert httpx.get(f"{study}/metadata", headers=ours).status_code == 200
+        database = Database(gateway.settings.resolved_database_url)
+        with database.write() as session:
+            ended = {"state": "cancelled", "inputs_purged_at": utc_now(), "updated_at": utc_now()}
+            session.execute(update(JobRow).values(**ended))
+        database.close()
+
+        absent = httpx.get(f"{studies}/{UNKNOWN_UID}/metadata", headers=others)
+        for level in ("", f"/series/{slices[0].SeriesInstanceUID}"):
+            gone, hidden = (httpx.get(f"{study}{level}/metadata", headers=who) for who in (ours, others))
+            assert (gone.status_code, hidden.status_code) == (410, 404)
+            assert hidden.json()["code"] == absent.json()["code"]
+        admin = gateway.key_for("default", Scope.ADMIN)
+        assert httpx.get(f"{study}/metadata", headers=admin).status_code == 410
+        # Then the others hold it, and ours is as purged as before.
+        assert self.send(gateway, others, slices).status_code == 200
+        statuses = [httpx.get(f"{study}/metadata", headers=who).status_code for who in (ours, others)]
+        assert statuses == [410, 200]
 
     def test_an_idempotency_key_belongs_to_its_tenant(
         self, gateway: RunningGateway, make_nifti: Callable[..., bytes]

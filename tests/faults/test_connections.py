@@ -3,12 +3,13 @@ bounded, and a scanner that pushes a study beside them notices nothing."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,16 @@ class Watched(ListenerProcess):
         return self._status("Threads")
 
     def has_let_go(self) -> bool:
-        return self.threads() <= self.idle_threads and not list(self.store.arriving_path.iterdir())
+        is_idle = self.threads() <= self.idle_threads
+        return is_idle and not list(self.store.arriving_path.iterdir()) and not self.nameless_files()
+
+    def nameless_files(self) -> list[str]:
+        """Open ones, of data sets that are coming in."""
+        opened = []
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since
+                opened.append(os.readlink(descriptor))
+        return [target for target in opened if target.startswith(f"{self.store.arriving_path}/")]
 
     def _status(self, name: str) -> int:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
@@ -263,15 +273,20 @@ def test_a_data_set_without_end_is_cut_off(
 @pytest.mark.fault(
     "DICOM associations",
     "associations that end in the middle of a data set: aborted, closed, or half a PDU sent",
-    "nothing half written is left, no thread stays",
+    "nothing half written is left, no thread and no open file stays",
 )
 @pytest.mark.parametrize("end", [ABORT_PDU, b"", pdu(4, b"half", claimed=10_000)])
-def test_associations_that_break_off_leave_nothing(connect: Connect, instance: Dataset, end: bytes) -> None:
+def test_associations_that_break_off_leave_nothing(
+    listener: Watched, connect: Connect, instance: Dataset, end: bytes
+) -> None:
     for _ in range(5):
         peer = connect()
         assert peer.associate()[:1] == ACCEPT
-        peer.send(store_command(instance) + pdu(4, fragment(bytes(100_000))) * 15 + end)
+        peer.send(store_command(instance) + pdu(4, fragment(bytes(100_000))) * 15)
+        wait_until(listener.nameless_files)
+        peer.send(end)
         peer.close()
+        wait_until(lambda: not listener.nameless_files())
 
 
 @pytest.mark.fault(

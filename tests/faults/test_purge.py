@@ -160,6 +160,7 @@ def test_a_purge_killed_in_the_middle_is_finished_by_the_next(step: str, receivi
 def test_what_is_pushed_again_in_the_middle_of_a_purge_stays(receiving: Receiving) -> None:
     slices = opacified_series()
     first = completed(receiving, slices)
+    push(receiving.port, slices)  # the listener knows by now that these are held
     purge_killed_at(receiving.settings, "rows")
     push(receiving.port, slices)
     _, again = receiving.wait_for_state(slices[0], "completed", "queued")

@@ -35,7 +35,7 @@ def test_a_random_one_is_not() -> None:
     assert weakness(STRONG) is None
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "::ffff:127.0.0.1", "localhost"])
 def test_loopback_is_known(host: str) -> None:
     assert is_loopback(host)
 

@@ -18,8 +18,9 @@ from services.ingest.known_peers import KnownPeers
 from services.settings import Settings
 from services.store.database import Database
 from services.transport_security import listener_context
+from tests.faults.hostile_dicom import ACCEPT, HostilePeer, store_command
 from tests.services.certificates import Authority, Credentials
-from tests.services.ingest.peers import EVERYBODY, Receiving, ct_series, save
+from tests.services.ingest.peers import EVERYBODY, Receiving, ct_series, save, wait_until
 
 Start = Callable[..., Receiving]
 
@@ -78,20 +79,45 @@ def test_without_a_rule_nobody_comes_in(start: Start, tmp_path: Path) -> None:
 
 def test_a_node_has_to_come_from_its_host(start: Start, tmp_path: Path) -> None:
     destinations = tmp_path / "destinations.toml"
-    nodes = {"HERE": "127.0.0.1", "ELSEWHERE": "192.0.2.7", "NOWHERE": "pacs.invalid"}
+    nodes = {"HERE": "127.0.0.1", "ELSEWHERE": "192.0.2.7", "NOWHERE": "pacs.invalid", "NONAME": "pacs..lan"}
     destinations.write_text(
         "".join(f'[[nodes]]\nae_title = "{name}"\nhost = "{host}"\nport = 104\n' for name, host in nodes.items())
     )
     strict = start(AssociationRules(), associations_as_shipped=True, destinations=destinations)
     assert associate(strict.port, calling="HERE").is_released
-    elsewhere, nowhere = (associate(strict.port, calling=name) for name in ("ELSEWHERE", "NOWHERE"))
+    elsewhere, nowhere, no_name = (associate(strict.port, calling=name) for name in ("ELSEWHERE", "NOWHERE", "NONAME"))
     assert (elsewhere.is_rejected, elsewhere.acceptor.primitive.result) == (True, 1)
     assert (nowhere.is_rejected, nowhere.acceptor.primitive.result) == (True, 2)  # a name server may be away
+    assert (no_name.is_rejected, no_name.acceptor.primitive.result) == (True, 2)
     named = start(AssociationRules(calling_ae_titles=("ELSEWHERE",)), destinations=destinations)
     assert associate(named.port, calling="ELSEWHERE").is_released
     translated = start(AssociationRules(nodes_come_from_their_host=False), destinations=destinations)
     assert associate(translated.port, calling="ELSEWHERE").is_released
     assert associate(translated.port, calling="STRANGER").is_rejected
+
+
+@pytest.mark.fault(
+    "DICOM associations",
+    "an error of ours while a request for an association is judged",
+    "the peer is rejected: nobody comes in unjudged",
+)
+def test_who_cannot_be_judged_is_rejected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiving = start()
+    assert associate(receiving.port).is_released
+    monkeypatch.setattr(KnownPeers, "refusal", lambda *_: 1 // 0)
+    rejected = associate(receiving.port)
+    assert (rejected.is_rejected, rejected.acceptor.primitive.result) == (True, 2)
+
+
+def test_who_breaks_off_in_the_middle_of_an_instance_is_forgotten(start: Start) -> None:
+    receiving = start()
+    in_hand = receiving.listener._drain._in_hand
+    peer = HostilePeer(receiving.port)
+    assert peer.associate()[:1] == ACCEPT
+    peer.send(store_command(ct_series(1)[0]))
+    wait_until(lambda: in_hand)
+    peer.close()
+    wait_until(lambda: not in_hand)
 
 
 def test_an_ae_title_with_a_treatment_of_its_own_is_known(settings: Settings) -> None:

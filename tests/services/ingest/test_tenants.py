@@ -17,7 +17,7 @@ from services.store.rows import Priority
 from services.store.study_store import StudyStore
 from tests.services.ingest.peers import Receiving, ct_series, push
 
-RULES = Tenants(default="default", named={"CT_CARDIO": "cardiology", "dicomweb:VNA": "research"})
+RULES = Tenants(default="default", named={"CT_CARDIO": "cardiology", "dicomweb:VNA": "research", "PACS": "research"})
 
 
 def test_a_sender_is_of_the_tenant_that_is_named_for_it() -> None:
@@ -50,6 +50,16 @@ class TestAPush:
             assert job.supersedes is None
         assert {job.tenant for job in jobs} == {"cardiology", "default"}
 
+    def test_what_is_fetched_for_one_tenant_and_pushed_to_another_is_two_series(self, receiving: Receiving) -> None:
+        slices = ct_series(2)
+        study, series = str(slices[0].StudyInstanceUID), str(slices[0].SeriesInstanceUID)
+        wanted = frozenset(str(one.SOPInstanceUID) for one in slices)
+        with receiving.listener.register.expecting(study, series, Expected(wanted, "PACS", Priority.STAT, "research")):
+            push(receiving.port, slices, calling_ae_title="CT_OTHER")
+            push(receiving.port, slices, calling_ae_title="PACS")
+            jobs = receiving.wait_for_state(slices[0], "queued", "queued")
+        assert [(job.tenant, job.priority) for job in jobs] == [("default", "routine"), ("research", "stat")]
+
 
 class TestTheRegister:
     @pytest.fixture
@@ -67,13 +77,6 @@ class TestTheRegister:
         assert ours.job_id != others.job_id
         assert (ours.sop_instance_uids, others.sop_instance_uids) == ({"1.2.3.7"}, {"1.2.3.10"})
         assert {job.tenant for job in JobStore(database).receiving()} == {"default", "cardiology"}
-
-    def test_a_fetched_series_says_for_whom_it_comes(self, register: ArrivingSeriesRegister) -> None:
-        expected = Expected(frozenset({"1"}), "PACS", Priority.STAT, "research")
-        assert register.fetched_for("1.2", "1.2.3") is None
-        with register.expecting("1.2", "1.2.3", expected):
-            assert register.fetched_for("1.2", "1.2.3") == "research"
-        assert register.fetched_for("1.2", "1.2.3") is None
 
 
 def test_files_of_another_tenant_lie_apart(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.event import listen
 
 from imaging.errors import Purged, Reason, StateConflict
+from services.audit.written import written_messages
 from services.delivery.retention import Decision, Retention
 from services.dicomweb.held_index import HeldIndex
 from services.settings import Settings
@@ -282,6 +284,29 @@ def test_a_job_that_is_tried_again_between_plan_and_purge_keeps_its_inputs(site:
     site.jobs.retry(job_id)
     assert not Purge(site.database, site.store).purge(going.one)
     assert len(list(going.one.directory.glob("*.dcm"))) == 2
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_the_audit_trail_names_the_study_of_a_series_that_no_job_took_in(site: Site, is_readable: bool) -> None:
+    job_id = site.received()
+    if not is_readable:
+        for path in site.directory(site.jobs.get(job_id)).iterdir():
+            path.write_bytes(b"torn")
+    site.jobs.cancel(job_id)
+    site.ended(job_id, 31)
+    assert len(site.retention.purge_now()) == 1
+    (deleted,) = written_messages(site.settings.data_dir / "audit", STUDY)
+    assert [one.object_id for one in deleted.objects] == [STUDY, "PHI-4711" if is_readable else ""]
+
+
+def test_looking_for_candidates_is_one_query(site: Site) -> None:
+    for number in range(3):
+        site.completed(study=f"1.{number}", series=f"1.{number}.1")
+    asked: list[str] = []
+    with site.database.read() as session:
+        listen(session.get_bind(), "before_cursor_execute", lambda *about: asked.append(about[2]))
+    assert len(Purge(site.database, site.store).candidates(What.INPUTS)) == 3
+    assert len([query for query in asked if query.startswith("SELECT")]) == 1
 
 
 def test_watermarks_that_make_no_sense_are_refused(site: Site, settings: Settings) -> None:
