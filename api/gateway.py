@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import anyio
 from fastapi import Depends, Request
@@ -14,7 +14,6 @@ from fastapi import Depends, Request
 from imaging.errors import ConfigurationError, StateConflict
 from services.accounts.exposure import check_authentication, check_secrets, is_loopback
 from services.accounts.key_store import FIRST_KEY_FILE, KeyStore
-from services.accounts.oidc import TokenChecker
 from services.accounts.principal import Principal
 from services.accounts.rate_limit import RateLimit
 from services.audit.trail import AuditTrail
@@ -29,6 +28,9 @@ from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.store.waiting_line import WaitingLine
 from services.task_queue import TaskQueue
+
+if TYPE_CHECKING:
+    from services.accounts.oidc import TokenChecker
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Gateway:
                 "the gateway needs a broker", remedy="set EMBOLENS_REDIS_URL, or use `embolens serve`"
             )
         check_secrets(settings, settings.gateway_host)
-        tokens = TokenChecker(settings) if settings.oidc_issuer else None
+        tokens = _token_checker(settings) if settings.oidc_issuer else None
         rules = IntakeRules.load(settings.intake_rules)
         database = Database.of(settings)
         database.upgrade()
@@ -147,6 +149,12 @@ class Gateway:
             yield
         finally:
             self._keys_in_use.discard((tenant, key))
+
+
+def _token_checker(settings: Settings) -> TokenChecker:
+    from services.accounts.oidc import TokenChecker  # brings 10 MB of cryptography, for which few have a use
+
+    return TokenChecker(settings)
 
 
 def opened_gateway(request: Request) -> Gateway:

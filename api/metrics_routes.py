@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ def metrics(gateway: OpenGateway) -> Response:
 
 def _exposition(gateway: Gateway) -> str:
     now = figures_of(gateway.database)
-    free = shutil.disk_usage(gateway.store.data_dir).free
+    free = gateway.store.room().free
     families: list[tuple[str, str, Iterable[Sample]]] = [
         ("embolens_jobs", "Jobs by state", (({"state": state}, count) for state, count in now.jobs.items())),
         (

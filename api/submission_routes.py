@@ -148,7 +148,10 @@ def retry(job_id: JobId, gateway: OpenGateway) -> JobSchema:
 def retry_delivery(
     job_id: JobId, delivery_id: Annotated[int, PathParameter(ge=1, le=2**31 - 1)], gateway: OpenGateway
 ) -> JobSchema:
-    """Send what is parked, or waits for its next attempt, now, with its attempts counted afresh; others stay parked."""
+    """Send what is parked, or waits for its next attempt, now, with its attempts counted afresh; others stay parked.
+
+    Of what is stored its node is asked again to commit. What is due within 20 s comes by itself.
+    """
     gateway.outbox.retry(job_id, delivery_id)
     return job_view(gateway, job_id)
 

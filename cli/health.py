@@ -70,10 +70,10 @@ def _worker_answers(settings: Settings) -> bool:
     from kombu.exceptions import OperationalError
 
     from services.task_queue import make_celery
-    from worker.node_name import node_name
+    from worker.node_name import every_node_name
 
     celery = make_celery(settings.redis_url)
-    this_machine: dict[str, Any] = {"pattern": node_name("*"), "matcher": "glob"}
+    this_machine: dict[str, Any] = {"pattern": every_node_name(), "matcher": "glob"}
     try:
         return bool(celery.control.broadcast("ping", reply=True, limit=1, timeout=_PATIENCE_S, **this_machine))
     except OperationalError:

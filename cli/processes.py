@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from enum import StrEnum
 
 from cli.process_user import process_user
@@ -27,13 +29,18 @@ def run_process(process: Process, chosen: Settings) -> None:
     """
     trail, user = AuditTrail(chosen, process.value), process_user()
     application_started(trail, user)
+    all_ended = True
     try:
-        _run(process, chosen)
+        all_ended = _run(process, chosen)
     finally:
         application_stopped(trail, user)
+    if not all_ended:
+        logging.shutdown()
+        os._exit(0)
 
 
-def _run(process: Process, chosen: Settings) -> None:
+def _run(process: Process, chosen: Settings) -> bool:
+    """False where threads are left for which the interpreter would wait."""
     match process:
         case Process.LISTENER:
             from services.ingest.listener import run_listener
@@ -50,4 +57,5 @@ def _run(process: Process, chosen: Settings) -> None:
         case Process.RELAY:
             from services.delivery.relay import run_relay
 
-            run_relay(chosen)
+            return run_relay(chosen)
+    return True

@@ -7,6 +7,8 @@ import signal
 import threading
 from types import FrameType
 
+_LOOK_EVERY_S = 1.0
+
 
 def stop_on_signal() -> threading.Event:
     """An event that SIGTERM and SIGINT set."""
@@ -21,3 +23,13 @@ def stop_on_signal() -> threading.Event:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     return stopping
+
+
+def wait_until_told(stopping: threading.Event) -> None:
+    """Wait in the main thread until `stopping` is set.
+
+    The kernel may give a signal to any thread, and only the main thread runs the handler: one that waits without a
+    limit would not wake for it.
+    """
+    while not stopping.wait(_LOOK_EVERY_S):
+        pass

@@ -35,7 +35,7 @@ from services.dicom.source_image import SourceImage
 from services.process_log import where_raised
 from services.settings import Settings
 from services.store.database import Database
-from services.store.disk_room import means_full
+from services.store.disk_room import database_is_full, means_full
 from services.store.jobs import STORAGE_FULL, JobStore
 from services.store.rows import JobRow, JobState, Stage
 from services.store.study_store import StudyStore
@@ -167,7 +167,7 @@ class Pipeline:
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:
-        if means_full(error):
+        if database_is_full(error) or (means_full(error) and not self.store.room().has_for_result):
             self._hand_back(job, owner)
             return
         # Texts of foreign exceptions may quote a header: neither the log nor the job repeats them.
@@ -178,6 +178,11 @@ class Pipeline:
                 code, message = TIME_LIMIT, TOOK_TOO_LONG
             case MemoryError():
                 code, message = OutOfMemory.default_code, "the analysis needs more memory than it may have"
+            case OSError() if means_full(error):
+                code, message = (
+                    STORAGE_FULL,
+                    "a disk that the analysis needs, not that of the data, has no room left",
+                )
             case _:
                 code, message = "internal", f"unexpected {type(error).__name__}"
         trace = where_raised(error)

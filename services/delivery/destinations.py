@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field, HttpUrl, model_validator
 
 from imaging.findings import Outcome
-from services.delivery.fhir_bundle import fhir_bundle
-from services.delivery.hl7_message import oru_message
 from services.delivery.reported_result import ReportedResult, message_id
 from services.delivery.webhook_body import webhook_body
 from services.dicom.result_kind import ResultKind
@@ -290,7 +288,8 @@ class Destinations(TomlTable):
 def _notification(name: str, destination: Webhook | Hl7, job: JobRow, written: ResultFiles) -> list[Notification]:
     """What this destination is told of a result; nothing where it is not to hear of such a one.
 
-    FHIR and HL7 v2 speak of a patient's study: without DICOM images of one there is nothing that they could say.
+    FHIR and HL7 v2 speak of a patient's study: without DICOM images of one there is nothing that they could say. Their
+    writers bring pydicom's dictionary of codes, 16 MB, which only who writes has to hold.
     """
     if written.findings.outcome not in destination.events:
         return []
@@ -301,7 +300,11 @@ def _notification(name: str, destination: Webhook | Hl7, job: JobRow, written: R
     if result.study is None:
         return []
     if isinstance(destination, Webhook):
+        from services.delivery.fhir_bundle import fhir_bundle
+
         return [Notification(name, identity, fhir_bundle(result, result.study))]
+    from services.delivery.hl7_message import oru_message
+
     message = oru_message(
         result,
         result.study,

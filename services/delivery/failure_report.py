@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imaging.errors import ConfigurationError, NotFound, Reason
+from imaging.errors import NotFound, Reason
 from imaging.findings import Findings, Outcome
-from services.delivery.destinations import Destinations
+from services.delivery.destinations_file import DestinationsFile
 from services.dicom.identity import ResultIdentity
 from services.settings import Settings
 from services.store.jobs import JobStore
@@ -42,9 +42,10 @@ class FailureReports:
     """Run every few seconds by the relay; harmless when several relays do it."""
 
     def __init__(self, settings: Settings, store: StudyStore, jobs: JobStore) -> None:
-        self._settings = settings
+        """Raises ConfigurationError when the destinations cannot be read."""
         self._store = store
         self._jobs = jobs
+        self._destinations = DestinationsFile(settings.destinations)
         self._broken_off: Counter[str] = Counter()
 
     def write_due(self, stopping: threading.Event | None = None) -> None:
@@ -54,11 +55,10 @@ class FailureReports:
                 return
             try:
                 self._report(job)
-            except (ConfigurationError, OSError) as error:
+            except OSError as error:
                 log.error("that job %s failed cannot be told yet: %s", job.id, type(error).__name__)
 
     def _report(self, job: JobRow) -> None:
-        destinations = Destinations.load(self._settings.destinations)
         directory = self._store.arriving_directory()
         try:
             written = self._written(job, directory)
@@ -67,7 +67,7 @@ class FailureReports:
             told = self._jobs.report_failure(
                 job,
                 written.findings.to_dict(),
-                destinations.deliveries_for(job, written),
+                self._destinations.current().deliveries_for(job, written),
                 lambda: self._store.replace_directory(directory, self._store.result_directory(job.id)),
             )
             if told:

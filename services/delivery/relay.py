@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 import threading
 import time
@@ -54,7 +53,7 @@ from services.process_signals import stop_on_signal
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore
-from services.store.outbox import Answer, Outbox
+from services.store.outbox import CLAIM_S, Answer, Outbox
 from services.store.rows import DeliveryState, OutboxRow
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
@@ -65,8 +64,6 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _AUDIT_PAUSE_S = 2.0
 _BATCH = 16
-# Renewed for as long as a batch is being sent. What a relay that died had claimed is due again after it.
-_CLAIM_S = 20.0
 ALIVE_FILE = "relay.alive"
 # A destination that hangs keeps one thread; all others go on.
 _DESTINATIONS_AT_ONCE = 32
@@ -119,11 +116,18 @@ class Relay:
 
     def renew_claims(self) -> None:
         """Call often: what is being sent stays ours, however long the destination takes."""
-        if time.monotonic() - self._renewed_at < _CLAIM_S / 3:
+        if time.monotonic() - self._renewed_at < CLAIM_S / 3:
             return
         self._renewed_at = time.monotonic()
         if in_hand := list(self._in_hand.values()):
-            self._outbox.renew(in_hand, lease_s=_CLAIM_S)
+            self._outbox.renew(in_hand, lease_s=CLAIM_S)
+
+    def bring_forward(self) -> None:
+        """What a clock that was set back has put off for longer than anything is put off is due."""
+        self._outbox.bring_forward(
+            longest_s=max(self._settings.delivery_max_backoff_s, CLAIM_S),
+            longest_commitment_s=max((node.commitment_limit_s for node in self._destinations.nodes), default=0.0),
+        )
 
     def stop(self) -> bool:
         """Nothing else is begun; the object that is being sent just then may arrive yet. Associations that take longer
@@ -144,7 +148,7 @@ class Relay:
         attempts = 0
         try:
             while not self._stopping.is_set() and (
-                due := self._outbox.claim_due(limit=_BATCH, lease_s=_CLAIM_S, destination=destination)
+                due := self._outbox.claim_due(limit=_BATCH, lease_s=CLAIM_S, destination=destination)
             ):
                 attempts += len(due)
                 self._in_hand.update({row.id: row for row in due})
@@ -325,10 +329,12 @@ def _log_unexpected(destination: str, error: Exception) -> None:
     log.error("delivery to %s: unexpected %s\n%s", destination, type(error).__name__, trace)
 
 
-def run_relay(settings: Settings) -> None:
+def run_relay(settings: Settings) -> bool:
     """Deliver and sweep until SIGTERM or SIGINT, and keep the index of what is held up to date.
 
     `relay.alive` in the data directory is touched after every sweep.
+
+    Returns False where threads are left that wait for a silent peer: the interpreter would wait for them.
 
     Raises:
         ConfigurationError: the destinations cannot be read.
@@ -349,7 +355,7 @@ def run_relay(settings: Settings) -> None:
 
     def sweep_once() -> None:
         sweep.run()
-        outbox.bring_forward(longest_s=max(settings.delivery_max_backoff_s, _CLAIM_S))
+        relay.bring_forward()
         (settings.data_dir / ALIVE_FILE).touch()
         index.update(most_jobs=_INDEXED_AT_ONCE)
 
@@ -376,9 +382,10 @@ def run_relay(settings: Settings) -> None:
         thread.join(_LAST_SWEEP_S)
     if not all_ended or any(thread.is_alive() for thread in background):
         log.info("the relay ends in the middle of what it was doing; the next one does it again")
-        os._exit(0)  # the interpreter would wait for threads that wait for a silent peer
+        return False
     queue.close()
     database.close()
+    return True
 
 
 def _forwarding(settings: Settings) -> list[tuple[str, Callable[[], object], float]]:

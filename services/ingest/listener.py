@@ -9,7 +9,7 @@ from services.delivery.storage_commitment import CommitmentReports
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
 from services.process_log import log_to_stderr
-from services.process_signals import stop_on_signal
+from services.process_signals import stop_on_signal, wait_until_told
 from services.retrieve.retriever import Retriever
 from services.settings import Settings
 from services.store.database import Database
@@ -48,7 +48,7 @@ def run_listener(settings: Settings) -> None:
     retriever.start()
     performers.start()
     log.info("ready: %s listens on %s:%d", settings.ae_title, settings.dicom_host, listener.port)
-    stopping.wait()
+    wait_until_told(stopping)
     performers.stop()
     retriever.stop()
     listener.stop()

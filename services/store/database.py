@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from imaging.errors import ConfigurationError
 from services.settings import Settings
+from services.store.disk_room import DiskRoom
 from services.store.durability import Durability
 from services.version import VERSION
 
@@ -130,7 +130,7 @@ class Database:
 
     def free_bytes(self) -> int | None:
         """Of the disk on which SQLite's file lies; None of PostgreSQL."""
-        return shutil.disk_usage(Path(make_url(self.url).database or "").parent).free if self.is_sqlite else None
+        return DiskRoom.of(Path(make_url(self.url).database or "").parent, 0).free if self.is_sqlite else None
 
     def close(self) -> None:
         self.engine.dispose()

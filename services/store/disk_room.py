@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +57,21 @@ def no_room() -> StorageFull:
 
 def means_full(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, says that a disk is full: that of the files or the database's."""
+    return database_is_full(error) or any(
+        isinstance(one, StorageFull) or (isinstance(one, OSError) and one.errno in FULL_ERRNOS)
+        for one in _with_causes(error)
+    )
+
+
+def database_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that the database's disk is full."""
+    return any(isinstance(one, DBAPIError) and _is_full(one.orig) for one in _with_causes(error))
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in FULL_ERRNOS):
-            return True
-        if isinstance(error, DBAPIError) and _is_full(error.orig):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _is_full(error: BaseException | None) -> bool:

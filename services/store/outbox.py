@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, false, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from imaging.errors import NotFound, StateConflict
@@ -15,6 +15,7 @@ from services.store.database import Database
 from services.store.jobs import outbox_key, utc_now
 from services.store.rows import STATUS_COMMENT_LENGTH, DeliveryState, JobRow, JobState, OutboxRow, Priority
 
+CLAIM_S = 20.0  # a relay's claim on a row, which it renews for as long as it is sending
 _URGENCY = case(
     (
         and_(
@@ -102,11 +103,8 @@ class Outbox:
     def renew(self, rows: Collection[OutboxRow], *, lease_s: float) -> None:
         """Keep claimed rows for so much longer. What has been put off or written down meanwhile stays as it is."""
         until = utc_now() + timedelta(seconds=lease_s)
-        still_claimed = or_(
-            *(and_(OutboxRow.id == row.id, OutboxRow.next_attempt_at == row.next_attempt_at) for row in rows)
-        )
         with self._database.write() as session:
-            session.execute(update(OutboxRow).where(still_claimed).values(next_attempt_at=until))
+            session.execute(update(OutboxRow).where(_still_claimed(rows)).values(next_attempt_at=until))
         for row in rows:
             row.next_attempt_at = until
 
@@ -191,19 +189,20 @@ class Outbox:
         self._set(row, last_error=error, state=DeliveryState.PARKED.value, **_columns(answer))
 
     def give_back(self, rows: Collection[OutboxRow]) -> None:
-        """Claimed, and not tried to the end: due at once, and the attempt does not count."""
+        """Claimed, and not tried to the end: due at once, and the attempt does not count. As for `renew`, what is not
+        this claim's any more stays as it is."""
+        to_be_done = OutboxRow.state.in_([DeliveryState.PENDING.value, DeliveryState.STORED.value])
         with self._database.write() as session:
             session.execute(
                 update(OutboxRow)
-                .where(
-                    OutboxRow.id.in_([row.id for row in rows]),
-                    OutboxRow.state.in_([DeliveryState.PENDING.value, DeliveryState.STORED.value]),
-                )
+                .where(_still_claimed(rows), to_be_done)
                 .values(next_attempt_at=utc_now(), attempts=OutboxRow.attempts - 1)
             )
 
     def retry(self, job_id: str, delivery_id: int) -> None:
         """Send one delivery now, its attempts counted afresh: a parked one, or one that waits for its next attempt.
+
+        A stored one is asked about again. What is due within `CLAIM_S` may be being sent: it stays as it is.
 
         Raises:
             NotFound: the job has no such delivery.
@@ -213,11 +212,15 @@ class Outbox:
             row = session.get(OutboxRow, delivery_id)
             if row is None or row.job_id != job_id:
                 raise NotFound(f"job {job_id} has no delivery {delivery_id}")
-            if row.state not in (DeliveryState.PARKED, DeliveryState.PENDING):
+            if row.state == DeliveryState.DELIVERED:
                 raise StateConflict(f"delivery {delivery_id} is {row.state}: nothing to retry")
-            row.state = DeliveryState.PENDING.value
-            row.next_attempt_at = row.created_at = utc_now()
-            row.attempts = 0
+            now = utc_now()
+            afresh = {"next_attempt_at": now, "created_at": now, "attempts": 0}
+            this, is_parked = OutboxRow.id == delivery_id, OutboxRow.state == DeliveryState.PARKED.value
+            session.execute(update(OutboxRow).where(this, _waits(now)).values(afresh))
+            session.execute(
+                update(OutboxRow).where(this, is_parked).values(afresh | {"state": DeliveryState.PENDING.value})
+            )
 
     def parked_of(self, job_ids: Collection[str]) -> dict[str, int]:
         """How many deliveries are parked, of those of the jobs that have any."""
@@ -229,27 +232,39 @@ class Outbox:
         with self._database.read() as session:
             return dict(session.execute(query).tuples().all())
 
-    def bring_forward(self, *, longest_s: float) -> None:
+    def bring_forward(self, *, longest_s: float, longest_commitment_s: float = 0.0) -> None:
         """What is not due for longer than anything is put off has been overtaken: the clock was set back. It is due.
 
-        What waits for a report on storage commitment waits on.
+        Args:
+            longest_s: the longest wait after a failed attempt, or of a claim.
+            longest_commitment_s: the longest wait for a report on storage commitment.
         """
         now = utc_now()
-        to_be_done = or_(
-            OutboxRow.state == DeliveryState.PENDING.value,
-            and_(OutboxRow.state == DeliveryState.STORED.value, OutboxRow.transaction_uid.is_(None)),
-        )
-        overtaken = OutboxRow.next_attempt_at > now + timedelta(seconds=longest_s)
+
+        def overtaken(after_s: float) -> ColumnElement[bool]:
+            return OutboxRow.next_attempt_at > now + timedelta(seconds=after_s)
+
+        not_asked = or_(OutboxRow.state == DeliveryState.PENDING.value, OutboxRow.transaction_uid.is_(None))
+        to_be_done = OutboxRow.state.in_([DeliveryState.PENDING.value, DeliveryState.STORED.value])
+        too_late = or_(and_(not_asked, overtaken(longest_s)), overtaken(max(longest_s, longest_commitment_s)))
         with self._database.write() as session:
-            session.execute(update(OutboxRow).where(to_be_done, overtaken).values(next_attempt_at=now))
+            session.execute(update(OutboxRow).where(to_be_done, too_late).values(next_attempt_at=now))
 
     def make_due(self, destinations: Collection[str]) -> None:
-        """What is pending for these destinations is tried now, with a fresh count of attempts."""
+        """What is pending for these destinations is tried now, with a fresh count of attempts.
+
+        What is due within `CLAIM_S` may be being sent: it stays as it is.
+        """
+        now = utc_now()
         with self._database.write() as session:
             session.execute(
                 update(OutboxRow)
-                .where(OutboxRow.state == DeliveryState.PENDING.value, OutboxRow.destination.in_(destinations))
-                .values(next_attempt_at=utc_now(), attempts=0)
+                .where(
+                    OutboxRow.state == DeliveryState.PENDING.value,
+                    OutboxRow.destination.in_(destinations),
+                    _waits(now),
+                )
+                .values(next_attempt_at=now, attempts=0)
             )
 
     def of_job(self, job_id: str) -> Sequence[OutboxRow]:
@@ -271,6 +286,19 @@ class Outbox:
         with self._database.write() as session:
             not_delivered = OutboxRow.state != DeliveryState.DELIVERED.value  # meanwhile, by another process
             session.execute(update(OutboxRow).where(OutboxRow.id == row.id, not_delivered).values(**values))
+
+
+def _still_claimed(rows: Collection[OutboxRow]) -> ColumnElement[bool]:
+    """Of claimed rows, those that nobody has put off, brought forward or claimed since."""
+    return or_(
+        false(), *(and_(OutboxRow.id == row.id, OutboxRow.next_attempt_at == row.next_attempt_at) for row in rows)
+    )
+
+
+def _waits(now: datetime) -> ColumnElement[bool]:
+    """Put off, or asked about, for longer than any claim lasts: no relay has it in hand. The rest comes by itself."""
+    to_be_done = OutboxRow.state.in_([DeliveryState.PENDING.value, DeliveryState.STORED.value])
+    return and_(to_be_done, OutboxRow.next_attempt_at > now + timedelta(seconds=CLAIM_S))
 
 
 def _columns(answer: Answer | None) -> dict[str, object]:
