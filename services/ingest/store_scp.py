@@ -48,6 +48,7 @@ from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.known_peers import COME_AGAIN, KnownPeers, Refusal
 from services.ingest.storage_status import SUCCESS, storage_status
+from services.process_log import where_raised
 from services.settings import Settings
 from services.store.jobs import JobStore
 from services.store.retrievals import RetrievalStore
@@ -189,8 +190,8 @@ class Listener:
         calling, address = request.calling_ae_title.strip(), association.requestor.address
         try:
             refusal = self._refusal(association, calling, connection)
-        except Exception:  # pynetdicom would note it and let the peer in
-            log.exception("could not judge an association from %r at %s", calling, address)
+        except Exception as error:  # noqa: BLE001  pynetdicom would note it and let the peer in
+            log.error("could not judge an association: unexpected %s\n%s", type(error).__name__, where_raised(error))
             refusal = Refusal(COME_AGAIN, "of the error above")
         if refusal is not None:
             log.warning("rejected an association from %r at %s: %s", calling, address, refusal.why)

@@ -401,7 +401,7 @@ def test_silence_in_the_middle_of_an_association(site: Site, pacs: Pacs, short_w
     "every object is sent once: the claim is renewed while the batch goes on",
 )
 def test_two_relays_and_a_slow_pacs(site: Site, pacs: Pacs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_process, "_CLAIM_S", 2.0)
+    monkeypatch.setattr(relay_process, "CLAIM_S", 2.0)
     write_destinations(site.settings, node_toml(pacs.port))
     job = site.finished_job("node:PACS", objects=6)
     pacs.takes_s = 0.6

@@ -7,7 +7,7 @@ import time
 import uuid
 
 from services.store.jobs import Delivery, JobStore, Notification
-from services.store.outbox import Outbox
+from services.store.outbox import CLAIM_S, Outbox
 from services.store.rows import OutboxRow, Priority
 
 FINDINGS = {"outcome": "no_embolus", "reasons": []}
@@ -49,8 +49,30 @@ def test_what_a_clock_set_back_put_off_for_too_long_is_due(jobs: JobStore, outbo
     outbox.postpone(put_off, "refused", wait_s=500)
     outbox.stored(asked)
     outbox.asking([asked], "1.2.3", wait_s=3600)
-    outbox.bring_forward(longest_s=600)
+    outbox.bring_forward(longest_s=600, longest_commitment_s=3600)
     assert [row.id for row in outbox.claim_due(limit=10, lease_s=60)] == [sent.id]
+    outbox.bring_forward(longest_s=600, longest_commitment_s=3000)  # no node is given an hour for its report
+    assert [row.id for row in outbox.claim_due(limit=10, lease_s=60)] == [asked.id]
+
+
+def test_what_a_relay_has_in_hand_nobody_else_makes_due(jobs: JobStore, outbox: Outbox) -> None:
+    job_id = finished(jobs, "node:PACS")
+    (row,) = outbox.claim_due(limit=10, lease_s=CLAIM_S)
+    outbox.make_due(["node:PACS"])
+    outbox.retry(job_id, row.id)
+    assert not outbox.claim_due(limit=10, lease_s=CLAIM_S)
+    outbox.postpone(row, "refused", wait_s=600)
+    outbox.retry(job_id, row.id)
+    assert [one.id for one in outbox.claim_due(limit=10, lease_s=CLAIM_S)] == [row.id]
+
+
+def test_a_relay_that_ends_gives_back_what_is_still_its_own(jobs: JobStore, outbox: Outbox) -> None:
+    finished(jobs, "node:PACS", "node:B")
+    mine, put_off = rows = outbox.claim_due(limit=10, lease_s=CLAIM_S)
+    outbox.postpone(put_off, "refused", wait_s=600)
+    outbox.give_back(rows)
+    (again,) = outbox.claim_due(limit=10, lease_s=CLAIM_S)
+    assert (again.id, again.attempts) == (mine.id, 1)
 
 
 def test_two_relays_do_not_get_the_same_row(jobs: JobStore, outbox: Outbox) -> None:
