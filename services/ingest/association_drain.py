@@ -45,7 +45,8 @@ class AssociationDrain:
     def _begin(self, event: Event) -> None:
         if isinstance(event.pdu, P_DATA_TF):
             with self._lock:
-                self._in_hand.add(event.assoc)
+                if event.assoc not in self._in_hand:
+                    self._in_hand = {one for one in self._in_hand if one.is_alive()} | {event.assoc}
 
     def _answered(self, event: Event) -> None:
         if not isinstance(event.pdu, P_DATA_TF):

@@ -190,7 +190,8 @@ class _BoundedSocket(AssociationSocket):
                 raise TimeoutError(errno.ETIMEDOUT, "the PDU took too long")
             connection.settimeout(left_s)
             piece = connection.recv(min(count - len(received), _RECEIVED_AT_ONCE_BYTES))
-            if not piece:
+            if not piece:  # the peer has hung up
+                cast(_BoundedDimse, self.assoc.dimse).break_off()
                 break
             received += piece
         return received
