@@ -7,7 +7,7 @@ of (seed, step), and the seed is part of the configuration.
 from __future__ import annotations
 
 import os
-import pickle
+import pickle  # nosec B403
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
