@@ -85,7 +85,7 @@ def test_stored_queried_and_retrieved_over_dicomweb(gateway: RunningGateway, ser
 
 
 @pytest.mark.fault(
-    "HTTP uploads",
+    "HTTP gateway",
     "a STOW-RS request that ends in an error after its first instances were kept",
     "these are in the audit trail",
 )
