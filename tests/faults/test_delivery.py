@@ -576,7 +576,8 @@ def test_services_and_engines_that_hang_up(site: Site, tmp_path: Path) -> None:
 @pytest.mark.fault(
     "delivery",
     "SIGTERM while the PACS hangs: before it answers the association, or in the middle of one",
-    "the relay ends within 10 s and aborts the association; what was in hand is due at once, the attempt not counted",
+    "the relay ends within 10 s, aborts the association and tells the audit trail; what was in hand is due "
+    "at once, the attempt not counted",
 )
 @pytest.mark.parametrize("where", ["before the association", "in the middle of one"])
 def test_sigterm_while_the_pacs_hangs(site: Site, pacs: Pacs, tmp_path: Path, where: str) -> None:
@@ -592,8 +593,8 @@ def test_sigterm_while_the_pacs_hangs(site: Site, pacs: Pacs, tmp_path: Path, wh
         "EMBOLENS_REDIS_URL": site.settings.redis_url,
         "EMBOLENS_DESTINATIONS": str(site.settings.destinations),
     }
-    code = "from services.delivery import relay; from services.settings import Settings; relay.run_relay(Settings())"
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=REPOSITORY)
+    command = [sys.executable, "-m", "cli.app", "serve", "--only", "relay"]
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY)
     try:
         if in_the_middle:
             wait_until(lambda: site.outbox.of_job(job.id)[0].state == "delivered", timeout_s=40)
@@ -611,6 +612,8 @@ def test_sigterm_while_the_pacs_hangs(site: Site, pacs: Pacs, tmp_path: Path, wh
         listening.close()
     if in_the_middle:
         assert pacs.aborted.wait(5)
+    (trail,) = (site.settings.data_dir / "audit").glob("relay@*/*.jsonl")
+    assert "110121" in trail.read_text().splitlines()[-1]  # Application Stop, PS3.16 DCM
     rows = site.outbox.of_job(job.id)
     assert [row.state for row in rows] == ["delivered" if in_the_middle else "pending", "pending"]
     assert (rows[1].attempts, rows[1].last_error) == (0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import threading
 from collections.abc import Callable
@@ -272,6 +273,27 @@ def test_a_job_without_room_for_its_result_waits_and_is_not_failed(
     replace(pipeline, segmenter=ThresholdSegmenter()).run_job(JOB)
     assert (jobs.get(JOB).state, jobs.get(JOB).attempts) == ("completed", 1)
     queue.close()
+
+
+class FullElsewhere(ThresholdSegmenter):
+    def segment(self, *_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/shm/x")
+
+
+@pytest.mark.fault(
+    "disk",
+    "another disk than that of the data is full for a job (/tmp, /dev/shm)",
+    "each try spends an attempt; after the third the job is failed with the code storage_full",
+)
+def test_a_job_for_which_another_disk_is_full_fails_in_the_end(
+    settings_elsewhere: Settings, database: Database
+) -> None:
+    store, jobs = StudyStore.of(settings_elsewhere), JobStore(database)
+    pipeline = replace(Pipeline.connect(settings_elsewhere, FullElsewhere()), jobs=jobs, max_attempts=3)
+    queued_job(store, jobs)
+    for state in ("queued", "queued", "failed"):
+        pipeline.run_job(JOB)
+        assert (jobs.get(JOB).state, jobs.get(JOB).error_code) == (state, "storage_full")
 
 
 @pytest.mark.fault(

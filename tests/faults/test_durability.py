@@ -123,6 +123,7 @@ def test_an_upload_is_on_the_disk_before_it_is_answered(
         traced(tmp_path, "gateway", port, redis_url, **settings) as trace,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
+        wait_until((tmp_path / "new" / "data" / FIRST_KEY_FILE).exists, timeout_s=60)  # it listens before it is ready
         client.headers.update(bearer_token(tmp_path / "new" / "data" / FIRST_KEY_FILE))
         job_id = client.post("/segment", files={"files": ("x", make_nifti())}).raise_for_status().json()["id"]
         body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + file_of(one) + b"\r\n--b--\r\n"

@@ -19,3 +19,22 @@ def test_a_signal_in_the_middle_of_waiting_for_it_does_not_hang_the_process() ->
         """
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=30, check=False).returncode == 0
+
+
+def test_a_signal_that_another_thread_received_ends_the_wait() -> None:
+    program = textwrap.dedent(
+        """
+        import signal, threading, time
+        from services.process_signals import stop_on_signal, wait_until_told
+
+        def receive():
+            time.sleep(0.3)  # the main thread waits by then; else the test shows less
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            time.sleep(30)
+
+        stopping = stop_on_signal()
+        threading.Thread(target=receive, daemon=True).start()
+        wait_until_told(stopping)
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
@@ -16,8 +18,9 @@ from services.store.jobs import JobStore
 from services.store.rows import JobRow, JobState, Priority, Stage
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
-from worker.node_name import node_name
+from worker.node_name import every_node_name, node_name
 
+ROOT = Path(__file__).parents[2]
 QueueJob = Callable[..., JobRow]
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -122,6 +125,14 @@ def test_a_worker_whose_networks_fail_to_load_in_an_unforeseen_way_ends_too(star
 
 def test_every_worker_on_a_machine_has_a_name_of_its_own() -> None:
     assert node_name(1) != node_name(2)
+
+
+def test_workers_of_one_host_name_and_one_process_id_have_names_of_their_own() -> None:
+    """As in two containers: one that crashes must not end the other's job."""
+    command = [sys.executable, "-c", "from worker.node_name import node_name; print(node_name(1))"]
+    names = [subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip() for _ in "ab"]
+    assert names[0] != names[1]
+    assert all(fnmatchcase(name, every_node_name()) for name in names)
 
 
 def _is_alive(process: psutil.Process) -> bool:

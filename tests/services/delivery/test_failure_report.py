@@ -262,13 +262,14 @@ def test_images_that_break_the_writer_too_are_told_of_without_an_object(
 
 
 @pytest.mark.usefixtures("written_here")
-def test_while_the_destinations_cannot_be_read_a_failure_is_told_to_those_of_before(
+def test_a_failure_is_told_to_the_destinations_as_they_were_while_they_cannot_be_read(
     reports: FailureReports, running_job: Callable[[], JobRow], settings: Settings, jobs: JobStore, outbox: Outbox
 ) -> None:
     job = running_job()
     jobs.fail(job.id, "a", **FAILED, max_attempts=1)
     write_destinations(settings, "not TOML")
     reports.write_due()
+
     assert [row.destination for row in outbox.of_job(job.id)] == ["node:PACS"]
 
 

@@ -82,7 +82,7 @@ def test_a_result_goes_out_over_tls_to_a_node_whose_certificate_is_trusted(
         row = only_row(outbox, job)
         assert row.state == "pending"
         assert "with TLS" in (row.last_error or "") or "no association" in (row.last_error or "")
-        outbox.make_due(["node:PACS"])
+        wait_until(lambda: outbox.due_destinations() == ["node:PACS"])
     assert store_scp.received() == []
     Relay(settings.model_copy(update=shown | {"tls_trusted": authority.certificate}), outbox, store).deliver_due()
     assert only_row(outbox, job).state == "delivered"
