@@ -40,8 +40,9 @@ def test_hu_cannot_be_changed() -> None:
 
 
 def test_findings_never_say_nothing_found_of_a_scan_that_was_not_looked_at() -> None:
-    with pytest.raises(ValueError, match="could be analysed"):
-        Findings(Outcome.NOT_ANALYSABLE, reasons=(Reason("x", "y"),), scan_probability=0.0)
+    for outcome in (Outcome.NOT_ANALYSABLE, Outcome.FAILED):
+        with pytest.raises(ValueError, match="was analysed"):
+            Findings(outcome, reasons=(Reason("x", "y"),), scan_probability=0.0)
     with pytest.raises(ValueError, match="reasons"):
         Findings(Outcome.NOT_ANALYSABLE)
     with pytest.raises(ValueError, match="reported"):
