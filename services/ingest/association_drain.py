@@ -46,7 +46,8 @@ class AssociationDrain:
         if isinstance(event.pdu, P_DATA_TF):
             with self._lock:
                 if event.assoc not in self._in_hand:
-                    self._in_hand = {one for one in self._in_hand if one.is_alive()} | {event.assoc}
+                    self._in_hand.difference_update([one for one in self._in_hand if not one.is_alive()])
+                    self._in_hand.add(event.assoc)
 
     def _answered(self, event: Event) -> None:
         if not isinstance(event.pdu, P_DATA_TF):
