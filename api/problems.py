@@ -100,8 +100,7 @@ _TITLES = {
     "not_ready": "The gateway cannot take studies now",
     "internal": "An error inside Embolens",
 }
-_RETRY_AFTER_S = {HTTPStatus.INSUFFICIENT_STORAGE: 60}
-_DATABASE_RETRY_AFTER_S = 10
+_RETRY_AFTER_S = {HTTPStatus.SERVICE_UNAVAILABLE: 10, HTTPStatus.INSUFFICIENT_STORAGE: 60}
 _CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the number is nginx's
 
 
@@ -172,7 +171,7 @@ def problem_of(request: Request, error: EmbolensError) -> Response:
     """An error of the tree as a problem document."""
     reasons = error.reasons if isinstance(error, NotAnalysable) else ()
     status = status_of(error)
-    headers = _headers_of(error) or retry_after(status)
+    headers = _headers_of(error)
     return problem(request, status, error.code, error.message, remedy=error.remedy, reasons=reasons, headers=headers)
 
 
@@ -185,7 +184,7 @@ def _headers_of(error: EmbolensError) -> dict[str, str]:
         return {"WWW-Authenticate": 'Bearer realm="embolens", error="insufficient_scope"'}
     if isinstance(error, TooManyRequests | QueueFull):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
-    return {"Retry-After": "10"} if isinstance(error, IssuerUnavailable) else {}
+    return retry_after(status_of(error))
 
 
 async def _of_our_error(request: Request, error: Exception) -> Response:
@@ -231,10 +230,8 @@ async def _of_database(request: Request, error: Exception) -> Response:
 def answer_without_database(request: Request) -> Response:
     detail = "the database did not answer"
     remedy = "try again, an upload with the same Idempotency-Key; if it stays so, see /health/ready"
-    headers = {"Retry-After": str(_DATABASE_RETRY_AFTER_S)}
-    return problem(
-        request, HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail, remedy=remedy, headers=headers
-    )
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return problem(request, status, "database_unavailable", detail, remedy=remedy, headers=retry_after(status))
 
 
 async def _of_os_error(request: Request, error: Exception) -> Response:

@@ -23,6 +23,8 @@ def purge(
     """
     from rich.console import Console
 
+    from cli.process_user import process_user
+    from services.audit.events import Peer
     from services.delivery.retention import Retention
     from services.settings import settings
     from services.store.database import Database
@@ -30,7 +32,8 @@ def purge(
 
     database = Database.of(settings())
     database.upgrade()
-    retention = Retention(settings(), database, StudyStore.of(settings()))
+    asked_by = Peer(process_user(), None)
+    retention = Retention(settings(), database, StudyStore.of(settings()), asked_by=asked_by)
     Console(width=180).print(_table(retention.plan(whole=True) if dry_run else retention.purge_now()))
     database.close()
 

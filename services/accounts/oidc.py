@@ -2,8 +2,8 @@
 
 The issuer is found by its discovery document (OpenID Connect Discovery 1.0). A token counts if it is signed with one of
 its keys by an asymmetric algorithm, names it as issuer and us as audience, and is valid now. What it permits stands in
-a claim: values `embolens.read`, `embolens.submit` and `embolens.admin`, the prefix by setting, since an issuer's bare
-`admin` is often somebody else's.
+a claim: a scope behind `embolens.` (`embolens.read`), the prefix by setting, since an issuer's bare `admin` is often
+somebody else's.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ class AuditCode:
 APPLICATION_ACTIVITY = AuditCode("110100", "Application Activity")
 AUDIT_LOG_USED = AuditCode("110101", "Audit Log Used")
 BEGIN_TRANSFERRING = AuditCode("110102", "Begin Transferring DICOM Instances")
-INSTANCES_ACCESSED = AuditCode("110103", "DICOM Instances Accessed")
 INSTANCES_TRANSFERRED = AuditCode("110104", "DICOM Instances Transferred")
 STUDY_DELETED = AuditCode("110105", "DICOM Study Deleted")
 EXPORT = AuditCode("110106", "Export")

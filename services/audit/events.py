@@ -18,7 +18,6 @@ from services.audit.codes import (
     DESTINATION_MEDIA,
     EXPORT,
     IMPORT,
-    INSTANCES_ACCESSED,
     INSTANCES_TRANSFERRED,
     LOGIN,
     NODE_AUTHENTICATION,
@@ -170,13 +169,6 @@ def exported(
             outcome=_outcome_of(failed),
             outcome_description=failed or "",
         )
-    )
-
-
-def study_accessed(trail: AuditTrail, peer: Peer, subject: Subject, action: Action) -> bool:
-    """Instances of a study were made, read, changed or deleted here."""
-    return trail.write(
-        AuditMessage(INSTANCES_ACCESSED, action, (_node(peer, None, is_requestor=True), trail.us()), subject.objects())
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from imaging.errors import ConfigurationError
-from services.audit.events import Subject, study_deleted
+from services.audit.events import Peer, Subject, study_deleted
 from services.audit.subjects import subject_in, subject_of_job
 from services.audit.trail import AuditTrail
 from services.delivery.destinations import AVAILABILITY, Destinations, Node
@@ -46,8 +46,13 @@ class Retention:
         store: StudyStore,
         *,
         is_stopping: Callable[[], bool] = lambda: False,
+        asked_by: Peer | None = None,
     ) -> None:
-        """Raises ConfigurationError when the watermarks make no sense."""
+        """`asked_by` is who the audit trail says has purged; None: the rules.
+
+        Raises:
+            ConfigurationError: the watermarks make no sense.
+        """
         if settings.purge_at_percent and settings.purge_to_percent >= settings.purge_at_percent:
             raise ConfigurationError(
                 f"purging from {settings.purge_at_percent:g} % of the disk to {settings.purge_to_percent:g} %",
@@ -58,6 +63,7 @@ class Retention:
         self._store = store
         self._audit = AuditTrail(settings, "retention")
         self._is_stopping = is_stopping
+        self._asked_by = asked_by
         self._by_age_at = -_BY_AGE_EVERY_S
         self._by_watermark_at = -_BY_WATERMARK_EVERY_S
 
@@ -96,7 +102,7 @@ class Retention:
         subject = self._subject_of(one)  # while there are files that say it
         is_gone = purge.purge(one)
         if is_gone:
-            study_deleted(self._audit, subject)
+            study_deleted(self._audit, subject, self._asked_by)
         return is_gone
 
     def _subject_of(self, one: Purgeable) -> Subject:

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, and_, case, exists, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import Select, and_, case, or_, select, update
+from sqlalchemy.orm import Session
 
 from imaging.errors import EmbolensError, NotFound, StateConflict
 from services.store.database import Database
@@ -241,22 +241,12 @@ class RetrievalStore:
             )
 
     def claim(self) -> RetrievalRow | None:
-        """pending -> running for the most urgent one that is due.
-
-        A study that is being fetched for another tenant waits: its images would not say for whom they come.
-        """
-        other = aliased(RetrievalRow)
-        for_another = exists().where(
-            other.state == RetrievalState.RUNNING.value,
-            other.study_instance_uid == RetrievalRow.study_instance_uid,
-            other.tenant != RetrievalRow.tenant,
-        )
+        """pending -> running for the most urgent one that is due."""
         with self._database.write() as session:
             self._database.one_at_a_time(session, "retrievals")
             due = (
                 select(RetrievalRow)
                 .where(RetrievalRow.state == RetrievalState.PENDING.value, RetrievalRow.next_attempt_at <= utc_now())
-                .where(~for_another)
                 .order_by(_STAT_FIRST, RetrievalRow.created_at)
                 .limit(1)
             )

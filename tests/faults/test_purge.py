@@ -17,7 +17,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy import update
 
+from cli.process_user import process_user
 from cli.purge import purge
+from services.audit.codes import STUDY_DELETED
+from services.audit.written import written_messages
 from services.delivery.retention import Retention
 from services.delivery.sweep import Sweep
 from services.ingest.intake_rules import IntakeRules
@@ -279,3 +282,5 @@ def test_a_dry_run_says_what_would_go_and_why_not(
     assert receiving.jobs.get(old.id).inputs_purged_at is None
     purge(dry_run=False)
     assert receiving.jobs.get(old.id).inputs_purged_at is not None
+    *_, deleted = written_messages(receiving.settings.data_dir / "audit", str(old.study_instance_uid))
+    assert (deleted.event, deleted.participants[0].user_id) == (STUDY_DELETED, process_user())

@@ -12,7 +12,7 @@ from services.audit import events
 from services.audit.chain import day_files, read_signed
 from services.audit.codes import DISK
 from services.audit.events import Peer, Subject
-from services.audit.message import Action, AuditMessage
+from services.audit.message import AuditMessage
 from services.audit.syslog_message import framed, syslog_message
 from services.audit.trail import AuditTrail
 from services.settings import Settings
@@ -36,9 +36,6 @@ EVENTS: dict[str, tuple[Callable[[AuditTrail], object], str, str, list[str], lis
     "anonymized": (
         lambda t: events.exported(t, PEER, SUBJECT, media=DISK, anonymized=True),
         "110106", "R", [], [None, "110153", "110154"],
-    ),
-    "accessed": (
-        lambda t: events.study_accessed(t, PEER, SUBJECT, Action.UPDATE), "110103", "U", [], [None, None],
     ),
     "deleted": (lambda t: events.study_deleted(t, SUBJECT), "110105", "D", [], [None]),
     "deleted by": (lambda t: events.study_deleted(t, SUBJECT, PEER), "110105", "D", [], [None, None]),

@@ -12,7 +12,6 @@ from services.ingest.arriving_series import ArrivingSeriesRegister, Calling, Exp
 from services.ingest.intake_rules import IntakeRules, Tenants
 from services.store.database import Database
 from services.store.jobs import JobStore
-from services.store.retrievals import RetrievalStore
 from services.store.rows import Priority
 from services.store.study_store import StudyStore
 from tests.services.ingest.peers import Receiving, ct_series, push
@@ -83,18 +82,3 @@ def test_files_of_another_tenant_lie_apart(tmp_path: Path) -> None:
     store = StudyStore(tmp_path)
     assert store.series_directory("1.2", "1.2.3") == tmp_path / "received/1.2/1.2.3"
     assert store.series_directory("1.2", "1.2.3", tenant="research") == tmp_path / "tenants/research/received/1.2/1.2.3"
-
-
-def test_a_study_is_not_fetched_for_two_tenants_at_once(database: Database) -> None:
-    """Its images do not say for whom they come."""
-    retrievals = RetrievalStore(database)
-    first = retrievals.request_study(node="A", study_instance_uid="1.2", tenant="cardiology")
-    second = retrievals.request_study(node="B", study_instance_uid="1.2", tenant="research")
-    other = retrievals.request_study(node="B", study_instance_uid="1.3", tenant="research")
-    assert first.id != second.id
-    claimed = [retrievals.claim() for _ in range(3)]
-    assert [row and row.id for row in claimed] == [first.id, other.id, None]
-    retrievals.complete(first.id)
-    next_one = retrievals.claim()
-    assert next_one is not None
-    assert next_one.id == second.id
