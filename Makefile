@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint advisories image-test lock sbom openapi peers fuzz soak
+.PHONY: help setup demo test lint advisories image-test lock sbom openapi peers fuzz soak bench
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,8 @@ DEMO ?=
 FUZZ_SECONDS ?= 600
 FUZZ ?=
 SOAK_SECONDS ?= 3600
+# Names of benchmarks and options, e.g. make bench BENCH="c_store_receive --rounds 7"
+BENCH ?=
 # Options for pytest, e.g. make test PYTEST="tests/end_to_end -s"
 PYTEST ?=
 
@@ -46,6 +48,13 @@ fuzz: $(VENV)/.dev ## Damaged files against every reader for FUZZ_SECONDS; findi
 
 soak: $(VENV)/.dev peers ## Mixed load with random faults for SOAK_SECONDS (3600), the report goes to docs/soak.md
 	@SOAK_SECONDS=$(SOAK_SECONDS) sh deploy/run-tests.sh -s tests/faults/soak.py
+
+$(VENV)/.bench: $(VENV)/.dev requirements-bench.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-bench.lock
+	@touch $@
+
+bench: $(VENV)/.bench peers ## Side by side with what others use: writes docs/performance.md (on an idle machine)
+	@sh deploy/run-benchmarks.sh $(BENCH)
 
 lint: $(VENV)/.dev advisories ## ruff, mypy, import-linter, bandit, known vulnerabilities of the locked packages
 	@$(BIN)/ruff check .

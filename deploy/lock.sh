@@ -10,4 +10,6 @@ compile() {
 compile --extra worker --extra training --output-file requirements.lock
 compile --constraint requirements.lock --output-file requirements-gateway.lock
 compile --constraint requirements.lock --extra worker --extra training --extra dev --output-file requirements-dev.lock
+compile --constraint requirements-dev.lock --extra worker --extra training --extra dev --extra bench \
+    --output-file requirements-bench.lock
 sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml >requirements-torch.lock
