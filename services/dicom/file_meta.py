@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import struct
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Self
 
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
+from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+from pynetdicom.dsutils import encode_file_meta
 
 from imaging.errors import InputError
 from services.dicom.headers import MALFORMED, text
@@ -26,6 +30,47 @@ class FileMeta:
     sop_instance_uid: str
     transfer_syntax_uid: UID
     data_set_begin: int
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFileMeta:
+    """The file meta information that a data set is to be stored with; `encoded` has the preamble in front."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: UID
+    encoded: bytes
+
+    @classmethod
+    def of(cls, file_meta: FileMetaDataset) -> Self:
+        return cls(
+            str(file_meta.MediaStorageSOPClassUID),
+            str(file_meta.MediaStorageSOPInstanceUID),
+            UID(file_meta.TransferSyntaxUID),
+            FILE_PREFIX + encode_file_meta(file_meta),
+        )
+
+    @classmethod
+    def of_c_store(cls, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Self:
+        """As pynetdicom has it for a C-STORE request, without a data set of its own for every slice."""
+        elements = (
+            struct.pack("<HH2sxxI", 2, 1, b"OB", 2)
+            + b"\x00\x01"  # File Meta Information Version
+            + _element(0x0002, b"UI", sop_class_uid)
+            + _element(0x0003, b"UI", sop_instance_uid)
+            + _element(0x0010, b"UI", transfer_syntax_uid)
+            + _element(0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID)
+            + _element(0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION)
+        )
+        length = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements))
+        return cls(sop_class_uid, sop_instance_uid, UID(transfer_syntax_uid), FILE_PREFIX + length + elements)
+
+
+def _element(number: int, vr: bytes, value: str) -> bytes:
+    encoded = value.encode()
+    if len(encoded) % 2:
+        encoded += b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", 2, number, vr, len(encoded)) + encoded
 
 
 def read_file_meta(content: memoryview) -> FileMeta:

@@ -19,8 +19,8 @@ class AssociationDrain:
 
     def __init__(self) -> None:
         self.handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_PDU_RECV, self._begin),
-            (evt.EVT_PDU_SENT, self._answered),
+            (evt.EVT_PDU_RECV, self._received),
+            (evt.EVT_PDU_SENT, self._sent),
             (evt.EVT_CONN_CLOSE, self._broke_off),
         ]
         self._in_hand: set[Association] = set()
@@ -42,21 +42,27 @@ class AssociationDrain:
         while any(association.is_alive() for association in in_hand) and time.monotonic() < deadline:
             time.sleep(_LOOK_EVERY_S)
 
-    def _begin(self, event: Event) -> None:
-        if isinstance(event.pdu, P_DATA_TF):
-            with self._lock:
-                if event.assoc not in self._in_hand:
-                    self._in_hand.difference_update([one for one in self._in_hand if not one.is_alive()])
-                    self._in_hand.add(event.assoc)
-
-    def _answered(self, event: Event) -> None:
-        if not isinstance(event.pdu, P_DATA_TF):
-            return
+    def begin(self, association: Association) -> None:
+        """A part of a message has come."""
         with self._lock:
-            self._in_hand.discard(event.assoc)
+            if association not in self._in_hand:
+                self._in_hand.difference_update([one for one in self._in_hand if not one.is_alive()])
+                self._in_hand.add(association)
+
+    def answered(self, association: Association) -> None:
+        with self._lock:
+            self._in_hand.discard(association)
             ending = self._ending
         if ending:
-            event.assoc.abort()
+            association.abort(block=False)
+
+    def _received(self, event: Event) -> None:
+        if isinstance(event.pdu, P_DATA_TF):
+            self.begin(event.assoc)
+
+    def _sent(self, event: Event) -> None:
+        if isinstance(event.pdu, P_DATA_TF):
+            self.answered(event.assoc)
 
     def _broke_off(self, event: Event) -> None:
         with self._lock:

@@ -1,24 +1,28 @@
-"""The acceptor's end of an association with every wait and every buffer bounded, whatever the peer does.
+"""The acceptor's end of an association with every wait and every buffer bounded, whatever the peer does, and without
+polling: a thread runs when there is something to do.
 
 By itself pynetdicom reads a PDU of any length into memory, waits for its last byte for ever, gathers a data set of any
-length in memory, queues requests without end, and starts two threads for every connection. Here a PDU is as long as
-was announced and has a time to come in, a data set goes to a nameless file, and what breaks a bound is aborted.
+length in memory, queues requests without end, starts two threads for every connection, and looks for news a thousand
+times a second in each. Here a PDU is as long as was announced and has a time to come in, a data set goes to a nameless
+file, and what breaks a bound is aborted. Plain C-STORE requests do not go through pynetdicom's layers (`store_reader`).
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import mmap
+import os
+import queue
+import select
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -27,15 +31,14 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from services.store.disk_room import FULL_ERRNOS, no_room
+from services.ingest.arriving_data_set import ArrivingDataSet
+from services.ingest.store_reader import AnswerStore, InHand, StoreReader
 
 log = logging.getLogger(__name__)
 
 _HEADER_BYTES = 6  # PDU type, a reserved byte, the length of the rest (PS3.8 section 9.3)
 _PDU_TYPES = range(0x01, 0x08)
 _ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # A-ABORT by the provider, invalid parameter (PS3.8 9.3.8)
-_RECEIVED_AT_ONCE_BYTES = 1 << 16
-_IN_MEMORY_BYTES = 1 << 20  # of a data set; a slice of CT is smaller
 _MESSAGE_MAX_BYTES = 1 << 20  # of anything but an instance: a command set, a report of storage commitment
 _UNANSWERED_MAX = 8  # requests at once; one is negotiated (PS3.7 D.3.3.3)
 _LEAST_BYTES_PER_S = 1024
@@ -63,62 +66,12 @@ class Bounds:
     directory: Path
 
 
-class ArrivingDataSet:
-    """A data set as it comes in fragments: the first MiB in memory, a longer one in a file that has no name, so that
-    nothing is left of it when the association or this process ends. It stands in for pynetdicom's temporary file."""
+@dataclass(frozen=True, slots=True)
+class StoreShortcut:
+    """Who answers a C-STORE that does not go through pynetdicom, and who wants to know of it."""
 
-    name = ""
-
-    def __init__(self, directory: Path) -> None:
-        self.content: BinaryIO = BytesIO()
-        self._directory = directory
-        self._full: OSError | None = None
-
-    @property
-    def file(self) -> ArrivingDataSet:
-        return self
-
-    def write(self, fragment: bytes) -> None:
-        """A disk that is full is told of when the instance is complete: until then the peer would not listen."""
-        try:
-            if isinstance(self.content, BytesIO) and self.content.tell() + len(fragment) > _IN_MEMORY_BYTES:
-                begun = self.content.getbuffer()
-                self.content = cast(BinaryIO, TemporaryFile(dir=self._directory))  # noqa: SIM115  closed with the data set
-                self.content.write(begun)
-            if self._full is None:
-                self.content.write(fragment)
-        except OSError as error:
-            if error.errno not in FULL_ERRNOS:
-                raise
-            self._full = error
-
-    def flush(self) -> None:
-        """Nobody reads before the end."""
-
-    def whole(self) -> BinaryIO:
-        """The content from its beginning.
-
-        Raises:
-            StorageFull: the disk had no room for it.
-        """
-        try:
-            self.content.flush()
-        except OSError as error:
-            self._full = error
-        if self._full is not None:
-            raise no_room() from self._full
-        self.content.seek(0)
-        return self.content
-
-    def close(self) -> None:
-        self.content.close()
-
-
-def view(content: BinaryIO) -> memoryview:
-    """The bytes of a data set without reading a file into memory."""
-    if isinstance(content, BytesIO):
-        return content.getbuffer()
-    return memoryview(mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ))
+    answer: AnswerStore
+    in_hand: InHand
 
 
 class BoundedServer(ThreadedAssociationServer):
@@ -127,8 +80,10 @@ class BoundedServer(ThreadedAssociationServer):
 
     request_queue_size = 256
 
-    def __init__(self, *arguments: Any, bounds: Bounds, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, bounds: Bounds, shortcut: StoreShortcut | None = None, **keywords: Any) -> None:
+        """Without a `shortcut` every C-STORE takes pynetdicom's way, to the handler of its event."""
         self.bounds = bounds
+        self.shortcut = shortcut
         self.opened: list[Association] = []
         self.opened_lock = threading.Lock()
         super().__init__(*arguments, **keywords | {"request_handler": _BoundedHandler})
@@ -148,9 +103,21 @@ class _BoundedHandler(RequestHandler):
     def _create_association(self) -> Association:
         association = super()._create_association()
         server = cast(BoundedServer, self.server)
-        association.dul = _BoundedDul(association)
-        association.dimse = _BoundedDimse(association, server.bounds)
-        association.set_socket(_BoundedSocket(association, cast(socket.socket, self.request), server.bounds))
+        dul = association.dul = _BoundedDul(association)
+        dimse = association.dimse = _BoundedDimse(association, server.bounds, dul.has_news)
+        connection = _BoundedSocket(association, cast(socket.socket, self.request), server.bounds)
+        association.set_socket(connection)
+        if server.shortcut is not None:
+            dul.stores = StoreReader(
+                association,
+                connection,
+                dimse.arriving,
+                dimse,
+                server.shortcut.in_hand,
+                server.shortcut.answer,
+                lambda memory: ArrivingDataSet(server.bounds.directory, memory),
+                server.bounds.pdu_bytes,
+            )
         association.acse_timeout, association.network_timeout = self.ae.acse_timeout, self.ae.network_timeout
         with server.opened_lock:
             server.opened.append(association)
@@ -162,6 +129,16 @@ class _BoundedSocket(AssociationSocket):
         super().__init__(association, client_socket=client_socket)
         self._bounds = bounds
         self._pdu_due: float | None = None
+        self._ahead = bytearray()  # put back: comes before what the peer sends next
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read, or the end of the connection."""
+        if self.socket is None or not self._is_connected:
+            return False
+        if self._ahead or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
+            return True
+        return super().ready
 
     def recv(self, nr_bytes: int) -> bytearray:
         """First the header of a PDU, then, asked for by its length, the rest; both before the PDU is due.
@@ -170,31 +147,49 @@ class _BoundedSocket(AssociationSocket):
             OSError: too long, or too late.
         """
         is_header = self._pdu_due is None
-        due = time.monotonic() + self._bounds.timeout_s if self._pdu_due is None else self._pdu_due
+        due = self.next_due() if self._pdu_due is None else self._pdu_due
         self._pdu_due = None
         if not is_header and nr_bytes > self._bounds.pdu_bytes:
             self.refuse(f"a PDU of {nr_bytes} bytes, {self._bounds.pdu_bytes} were announced")
             raise ConnectionAbortedError(errno.ECONNABORTED, "the PDU is too long")
-        received = self._received(nr_bytes, due)
-        if is_header and len(received) == _HEADER_BYTES and received[0] in _PDU_TYPES:
+        received = bytearray(nr_bytes)
+        with memoryview(received) as room:
+            got = self.fill(room, due)
+        if is_header and got == _HEADER_BYTES and received[0] in _PDU_TYPES:
             self._pdu_due = due
-        return received
+        return received[:got]
 
-    def _received(self, count: int, due: float) -> bytearray:
-        received = bytearray()
+    def next_due(self) -> float:
+        """When a PDU that begins now has to be here."""
+        return time.monotonic() + self._bounds.timeout_s
+
+    def fill(self, room: memoryview, due: float) -> int:
+        """Bytes received: fewer than there is room for where the peer has hung up.
+
+        Raises:
+            OSError: too late.
+        """
+        at = 0
+        if self._ahead:
+            at = min(len(self._ahead), len(room))
+            room[:at] = self._ahead[:at]
+            del self._ahead[:at]
         connection = cast(socket.socket, self.socket)
-        while len(received) < count:
+        while at < len(room):
             left_s = due - time.monotonic()
             if left_s <= 0:
                 log.warning("cut off %s: a PDU took too long to come in", self._peer)
                 raise TimeoutError(errno.ETIMEDOUT, "the PDU took too long")
             connection.settimeout(left_s)
-            piece = connection.recv(min(count - len(received), _RECEIVED_AT_ONCE_BYTES))
-            if not piece:  # the peer has hung up
-                cast(_BoundedDimse, self.assoc.dimse).break_off()
+            got = connection.recv_into(room[at:])
+            if not got:  # the peer has hung up
+                self._break_off()
                 break
-            received += piece
-        return received
+            at += got
+        return at
+
+    def put_back(self, content: bytes) -> None:
+        self._ahead[:0] = content
 
     def send(self, bytestream: bytes) -> None:
         if self.socket is not None:
@@ -204,7 +199,7 @@ class _BoundedSocket(AssociationSocket):
 
     def close(self) -> None:
         super().close()
-        cast(_BoundedDimse, self.assoc.dimse).break_off()
+        self._break_off()
 
     def refuse(self, why: str) -> None:
         """Abort the association at once. Call from the thread that reads and sends."""
@@ -217,12 +212,64 @@ class _BoundedSocket(AssociationSocket):
         log.warning("hung up on %s, silent for longest of too many connections", self._peer)
         self._shutdown_socket()
 
+    def _break_off(self) -> None:
+        cast(_BoundedDimse, self.assoc.dimse).break_off()
+        if (stores := cast(_BoundedDul, self.assoc.dul).stores) is not None:
+            stores.break_off()
+
     @property
     def _peer(self) -> str:
         return str(self.assoc.requestor.address)
 
 
+class _Announced(queue.Queue[Any]):
+    """A queue that says when something is put into it."""
+
+    def __init__(self, announce: Callable[[], None]) -> None:
+        super().__init__()
+        self._announce = announce
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._announce()
+
+
 class _BoundedDul(DULServiceProvider):
+    """Waits for the peer and for what is to be sent to it, both at once."""
+
+    def __init__(self, association: Association) -> None:
+        super().__init__(association)
+        self.stores: StoreReader | None = None
+        self.has_news = threading.Event()  # for the association's own thread
+        self.to_user_queue = _Announced(self.has_news.set)
+        self.to_provider_queue = _Announced(self._wake)
+        self._run_loop_delay = 0.0  # it waits in `_is_transport_event`
+        self._waker: int | None = None
+        self._waker_lock = threading.Lock()
+
+    def run_reactor(self) -> None:
+        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            super().run_reactor()
+        finally:
+            with self._waker_lock:
+                os.close(self._waker)
+                self._waker = None
+            self.has_news.set()
+
+    def kill_dul(self) -> None:
+        super().kill_dul()
+        self._wake()
+
+    def stop_dul(self) -> bool:
+        """As pynetdicom's, without looking for the thread's end again and again."""
+        if self.state_machine.current_state != "Sta1":
+            return False
+        self.kill_dul()
+        if self.ident is not None and threading.current_thread() is not self:
+            self.join()
+        return True
+
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         """As pynetdicom's, without waiting for a peer that has hung up."""
         due = None if timeout is None else time.monotonic() + timeout
@@ -231,14 +278,93 @@ class _BoundedDul(DULServiceProvider):
                 return primitive
         return super().receive_pdu(False)
 
+    def _is_transport_event(self) -> bool:
+        """Read a PDU, having waited for it; False where something else is to be looked at first."""
+        if self.state_machine.current_state == "Sta13":  # what the peer still says is read, and then hung up
+            return super()._is_transport_event()
+        while self._is_readable():
+            if not self._has_read_store():
+                return super()._is_transport_event()
+            self._idle_timer.restart()
+            if self._kill_thread or not self.to_provider_queue.empty() or not self.event_queue.empty():
+                return True
+        return False
 
-class _BoundedDimse(DIMSEServiceProvider):
-    def __init__(self, association: Association, bounds: Bounds) -> None:
-        super().__init__(association)
+    def _has_read_store(self) -> bool:
+        """Whether there was a part of a C-STORE."""
+        if self.stores is None or self.state_machine.current_state != "Sta6":
+            return False
+        self._idle_timer.stop()  # storing an instance is not silence
+        try:
+            return self.stores.read_pdu(cast(_BoundedSocket, self.socket).next_due())
+        except OSError as error:
+            log.warning("the connection of %s broke off: %s", self.assoc.requestor.address, error)
+            self.event_queue.put("Evt17")  # transport connection closed (PS3.8 9.2)
+            return True
+
+    def _is_readable(self) -> bool:
+        """Wait for the peer, for something to send, or for a while."""
+        connection = cast(_BoundedSocket, self.socket)
+        if connection.ready:
+            return True
+        waiting = select.poll()
+        assert self._waker is not None
+        waiting.register(self._waker, select.POLLIN)
+        if connection.socket is not None and connection.socket.fileno() >= 0:
+            waiting.register(connection.socket, select.POLLIN)
+        happened = waiting.poll(_LOOK_S * 1000)
+        if not happened and self.stores is not None:
+            self.stores.rest()
+        if any(descriptor == self._waker for descriptor, _ in happened):
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._waker)
+            return False
+        return bool(happened)
+
+    def _wake(self) -> None:
+        with self._waker_lock:
+            if self._waker is not None:
+                os.eventfd_write(self._waker, 1)
+
+
+class _ArrivingMessage:
+    """The message that is coming in, whoever reads it: how much of it has come, and since when."""
+
+    def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._bytes = 0
         self._began = 0.0
+
+    def begin(self) -> None:
+        self._bytes, self._began = 0, time.monotonic()
+
+    def grow(self, count: int, *, is_instance: bool) -> str | None:
+        """Which bound it breaks with so many bytes more."""
+        self._bytes += count
+        longest = self._bounds.instance_bytes if is_instance else _MESSAGE_MAX_BYTES
+        seconds = time.monotonic() - self._began
+        if self._bytes > longest:
+            return f"a message of more than {longest} bytes"
+        if seconds > self._bounds.timeout_s and self._bytes < seconds * _LEAST_BYTES_PER_S:
+            return f"a message at less than {_LEAST_BYTES_PER_S} bytes per second"
+        return None
+
+
+class _BoundedDimse(DIMSEServiceProvider):
+    def __init__(self, association: Association, bounds: Bounds, has_news: threading.Event) -> None:
+        super().__init__(association)
+        self.arriving = _ArrivingMessage(bounds)
+        self.msg_queue = _Announced(has_news.set)
+        self._has_news = has_news
+        self._bounds = bounds
         self._refused = False
+
+    def get_msg(self, block: bool = False) -> Any:
+        """As pynetdicom's; where its loop only looks, it waits for news: a message, a release, the end."""
+        if not block:
+            self._has_news.wait(_LOOK_S)
+            self._has_news.clear()
+        return super().get_msg(block)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """The fragments of a P-DATA one by one: a PDU may hold the end of one message and the next (PS3.8 E.2)."""
@@ -246,9 +372,8 @@ class _BoundedDimse(DIMSEServiceProvider):
             if self._refused:
                 return
             if self.message is None:
-                self._bytes, self._began = 0, time.monotonic()
-            self._bytes += len(fragment[1])
-            if (why := self._breaks_a_bound()) is not None:
+                self.arriving.begin()
+            if (why := self._breaks_a_bound(len(fragment[1]))) is not None:
                 self._refused = True
                 self.message = None
                 cast(_BoundedSocket, self.dul.socket).refuse(why)
@@ -259,20 +384,26 @@ class _BoundedDimse(DIMSEServiceProvider):
             if isinstance(self.message, C_STORE_RQ) and self.message._data_set_file is None:
                 self.message._data_set_file = cast(Any, ArrivingDataSet(self._bounds.directory))
 
+    def is_receiving(self) -> bool:
+        return self.message is not None
+
+    def continue_with(self, data_set: ArrivingDataSet) -> None:
+        """The message that it has the command of has this much of its data set already."""
+        if isinstance(self.message, C_STORE_RQ):
+            self.message._data_set_file = cast(Any, data_set)
+            self.arriving.grow(data_set.length, is_instance=True)
+        else:
+            data_set.close()
+
     def break_off(self) -> None:
         """Nothing of the message that is coming in will come any more. Call from the thread that reads."""
         message, self.message = self.message, None
         if message is not None and message._data_set_file is not None:
             message._data_set_file.close()
 
-    def _breaks_a_bound(self) -> str | None:
-        is_instance = isinstance(self.message, C_STORE_RQ)
-        longest = self._bounds.instance_bytes if is_instance else _MESSAGE_MAX_BYTES
-        seconds = time.monotonic() - self._began
-        if self._bytes > longest:
-            return f"a message of more than {longest} bytes"
-        if seconds > self._bounds.timeout_s and self._bytes < seconds * _LEAST_BYTES_PER_S:
-            return f"a message at less than {_LEAST_BYTES_PER_S} bytes per second"
+    def _breaks_a_bound(self, count: int) -> str | None:
+        if (why := self.arriving.grow(count, is_instance=isinstance(self.message, C_STORE_RQ))) is not None:
+            return why
         if self.msg_queue.qsize() > _UNANSWERED_MAX:
             return f"more than {_UNANSWERED_MAX} requests before an answer"
         # Each of these reports is answered in a thread of its own.

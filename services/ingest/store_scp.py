@@ -12,16 +12,15 @@ import shutil
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association, ServiceUser
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when the module is loaded
@@ -36,11 +35,12 @@ from services.audit.association_audit import AssociationAudit
 from services.audit.events import Peer
 from services.audit.trail import AuditTrail
 from services.delivery.storage_commitment import CommitmentReports
-from services.dicom.file_meta import FILE_PREFIX
+from services.dicom.file_meta import NamedFileMeta
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
+from services.ingest.arriving_data_set import ArrivingDataSet, InMemory, view
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.association_drain import AssociationDrain
-from services.ingest.bounded_association import ArrivingDataSet, BoundedServer, Bounds, view
+from services.ingest.bounded_association import BoundedServer, Bounds, StoreShortcut
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
@@ -48,6 +48,7 @@ from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.known_peers import COME_AGAIN, KnownPeers, Refusal
 from services.ingest.storage_status import SUCCESS, storage_status
+from services.ingest.store_reader import ReceivedInstance, StoreAnswer
 from services.process_log import where_raised
 from services.settings import Settings
 from services.store.jobs import JobStore
@@ -153,7 +154,12 @@ class Listener:
         )
         try:
             server = self._ae.make_server(
-                address, evt_handlers=handlers, ssl_context=tls, server_class=BoundedServer, bounds=bounds
+                address,
+                evt_handlers=handlers,
+                ssl_context=tls,
+                server_class=BoundedServer,
+                bounds=bounds,
+                shortcut=StoreShortcut(self._answer_received, self._drain),
             )
         except OSError as error:
             self._watcher.stop()
@@ -217,22 +223,37 @@ class Listener:
     def answer_store(self, event: Event) -> Dataset:
         """One C-STORE request, on an association of theirs or of ours (C-GET): Success only after the file lies under
         its final name."""
+        answer = self._answered(
+            str(_request(event).AffectedSOPInstanceUID), _peer(event), lambda: self._take_in_of(event)
+        )
         status = Dataset()
-        try:
-            self._store_instance(event)
-        except (EmbolensError, SQLAlchemyError, OSError) as error:
-            status.Status = storage_status(error)
-            code = error.code if isinstance(error, EmbolensError) else type(error).__name__
-            status.ErrorComment = code[:64]
-            log.warning("refused %s from %s: %s", _request(event).AffectedSOPInstanceUID, _peer(event).ae_title, code)
-        else:
-            status.Status = SUCCESS
+        status.Status = answer.status
+        if answer.comment:
+            status.ErrorComment = answer.comment
         return status
+
+    def _answer_received(self, association: Association, received: ReceivedInstance) -> StoreAnswer:
+        """The same, for a request that did not go through pynetdicom."""
+        request, peer = received.request, association.requestor
+        meta = NamedFileMeta.of_c_store(request.sop_class_uid, request.sop_instance_uid, received.transfer_syntax_uid)
+        calling = Calling(peer.ae_title.strip(), peer.address, association)
+        return self._answered(
+            request.sop_instance_uid, peer, lambda: self._keep(received.data_set.whole(), meta, calling)
+        )
+
+    def _answered(self, sop_instance_uid: str, peer: ServiceUser, keep: Callable[[], None]) -> StoreAnswer:
+        try:
+            keep()
+        except (EmbolensError, SQLAlchemyError, OSError) as error:
+            code = error.code if isinstance(error, EmbolensError) else type(error).__name__
+            log.warning("refused %s from %s: %s", sop_instance_uid, peer.ae_title, code)
+            return StoreAnswer(storage_status(error), code[:64])
+        return StoreAnswer(SUCCESS)
 
     def _answer_report(self, event: Event) -> tuple[int, None]:
         return self._reports.answer(event, event.assoc.requestor.ae_title.strip())
 
-    def _store_instance(self, event: Event) -> None:
+    def _take_in_of(self, event: Event) -> None:
         peer = _peer(event)
         calling = Calling(peer.ae_title.strip(), peer.address, event.assoc)
         request = _request(event)
@@ -247,33 +268,39 @@ class Listener:
             InputError: no CT, not the instance that the file meta names, or not readable.
             StorageFull: the disk has no room, or only what is reserved.
         """
-        named = _identify(encoded, file_meta, with_announcement=False)
+        self._keep(encoded, NamedFileMeta.of(file_meta), calling)
+
+    def _keep(self, encoded: BinaryIO, meta: NamedFileMeta, calling: Calling) -> None:
+        named = _identify(encoded, meta, with_announcement=False)
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
         tenant = self._tenants.of(calling.ae_title)
         path = self._store.instance_path(study, series, sop, tenant=tenant)
         arriving = self._register.find(study, series, tenant)
-        if self._held.holds(named, view(encoded), is_arriving=arriving is not None, tenant=tenant):
+        content = view(encoded)
+        if self._held.holds(named, content, is_arriving=arriving is not None, tenant=tenant):
             if arriving is not None:
                 self._register.touch(arriving, calling)
             self._note_taken_in(named, calling, path)
             return
-        self._store.check_room(len(view(encoded)))
+        self._store.check_room(len(content))
         announced = None
         if arriving is None:
-            first = _identify(encoded, file_meta, with_announcement=True)
-            announced = first.announced_instances
-        with (
-            self._register.storing(study, series, sop, calling, tenant) as receiving,
-            self._store.arriving_file(path) as file,
-        ):
+            announced = _identify(encoded, meta, with_announcement=True).announced_instances
+        with self._register.storing(study, series, sop, calling, tenant) as receiving:
             receiving.announced_instances = announced or receiving.announced_instances
-            file.write(FILE_PREFIX)
-            file.write(encode_file_meta(file_meta))
-            encoded.seek(0)
-            shutil.copyfileobj(encoded, file, _COPIED_AT_ONCE_BYTES)
+            if isinstance(encoded, InMemory):
+                self._store.put(path, [meta.encoded, content])
+            else:
+                self._copy(encoded, meta, path)
         self._note_taken_in(named, calling, path)
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
+
+    def _copy(self, encoded: BinaryIO, meta: NamedFileMeta, path: Path) -> None:
+        with self._store.arriving_file(path) as file:
+            file.write(meta.encoded)
+            encoded.seek(0)
+            shutil.copyfileobj(encoded, file, _COPIED_AT_ONCE_BYTES)
 
     def _note_taken_in(self, named: Identifiers, calling: Calling, path: Path) -> None:
         peer = Peer(calling.ae_title, calling.address)
@@ -289,12 +316,11 @@ class Listener:
         return {path.stem for path in inputs if path.exists()}
 
 
-def _identify(encoded: BinaryIO, file_meta: FileMetaDataset, *, with_announcement: bool) -> Identifiers:
-    sop_class_uid, sop_instance_uid = file_meta.MediaStorageSOPClassUID, file_meta.MediaStorageSOPInstanceUID
-    check_is_ct(str(sop_class_uid))
+def _identify(encoded: BinaryIO, meta: NamedFileMeta, *, with_announcement: bool) -> Identifiers:
+    check_is_ct(meta.sop_class_uid)
     encoded.seek(0)
-    found = read_identifiers(encoded, UID(file_meta.TransferSyntaxUID), with_announcement=with_announcement)
-    check_is_named(found, str(sop_class_uid), str(sop_instance_uid))
+    found = read_identifiers(encoded, meta.transfer_syntax_uid, with_announcement=with_announcement)
+    check_is_named(found, meta.sop_class_uid, meta.sop_instance_uid)
     return found
 
 

@@ -233,12 +233,12 @@ def send_with_other_data_set(port: int, one: Dataset, wrong: dict[str, str]) -> 
 def test_a_full_disk_is_told_to_the_sender(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
     slices = ct_series(2)
 
-    def full(path: Path) -> object:
+    def full(path: Path, pieces: object) -> object:
         raise StorageFull("no room left in the data directory")
 
     with association(receiving.port) as opened:
         with monkeypatch.context() as patched:
-            patched.setattr(receiving.store, "arriving_file", full)
+            patched.setattr(receiving.store, "put", full)
             assert opened.send_c_store(slices[0]).Status == 0xA700
         assert opened.send_c_store(slices[0]).Status == 0x0000
     receiving.wait_for_state(slices[0], "not_analysable")

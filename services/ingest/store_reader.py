@@ -1,0 +1,283 @@
+"""C-STORE straight off the connection: what pynetdicom's layers would do with a P-DATA-TF, without them.
+
+Whatever is not part of a plain C-STORE request - another command, an odd way of writing this one, a PDU that is not
+well formed - is handed to pynetdicom with everything of its message that was read already, and takes the usual way.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import P_DATA
+
+from services.dicom.storage import CT_STORAGE_SOP_CLASSES
+from services.ingest.arriving_data_set import FRAGMENT_HEADER_BYTES, ArrivingDataSet
+from services.ingest.store_message import StoreRequest, parse_store_request, store_response
+from services.process_log import where_raised
+
+log = logging.getLogger(__name__)
+
+PDU_HEADER = struct.Struct(">BBL")  # type, a reserved byte, the length of the rest (PS3.8 section 9.3)
+_FRAGMENT_HEADER = struct.Struct(">LBB")  # PS3.8 9.3.5.1 and E.2
+_P_DATA_TF = 0x04
+_IS_COMMAND, _IS_LAST = 1, 2
+_TAKEN_AT_ONCE = frozenset(CT_STORAGE_SOP_CLASSES.values())
+_RESPONSE_MAX_BYTES = 1024  # four elements, two UIDs and 64 characters are less
+_FAILED_UNEXPECTEDLY = 0xC211
+
+
+class StoreAnswer(NamedTuple):
+    status: int
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedInstance:
+    """What a C-STORE request asks to be kept, complete."""
+
+    request: StoreRequest
+    transfer_syntax_uid: str
+    data_set: ArrivingDataSet
+
+
+AnswerStore = Callable[[Association, ReceivedInstance], StoreAnswer]
+
+
+class Connection(Protocol):
+    """The transport, with every wait bounded; raises OSError."""
+
+    def fill(self, room: memoryview, due: float) -> int:
+        """Bytes received: fewer than there is room for where the peer has hung up."""
+
+    def put_back(self, content: bytes) -> None:
+        """To be received again, before what comes after it."""
+
+    def send(self, bytestream: bytes) -> None: ...
+
+    def refuse(self, why: str) -> None: ...
+
+
+class ArrivingMessage(Protocol):
+    """How much of the message that is coming in has come, whoever reads it."""
+
+    def begin(self) -> None: ...
+
+    def grow(self, count: int, *, is_instance: bool) -> str | None:
+        """Which bound it breaks with so many bytes more."""
+
+
+class Usual(Protocol):
+    """pynetdicom's way."""
+
+    def is_receiving(self) -> bool:
+        """Whether it is in the middle of a message."""
+
+    def receive_primitive(self, primitive: P_DATA) -> None: ...
+
+    def continue_with(self, data_set: ArrivingDataSet) -> None:
+        """The message that it has the command of has this much of its data set already."""
+
+
+class InHand(Protocol):
+    """Is told when an association begins and ends a message."""
+
+    def begin(self, association: Association) -> None: ...
+
+    def answered(self, association: Association) -> None: ...
+
+
+class _Fragment(NamedTuple):
+    """One PDV; `control` is the message control header."""
+
+    context_id: int
+    control: int
+    data: memoryview
+
+
+class StoreReader:
+    """Of one association. Call from the thread that reads and sends."""
+
+    def __init__(
+        self,
+        association: Association,
+        connection: Connection,
+        message: ArrivingMessage,
+        usual: Usual,
+        in_hand: InHand,
+        answer: AnswerStore,
+        new_data_set: Callable[[bytearray], ArrivingDataSet],
+        longest_pdu: int,
+    ) -> None:
+        self._association = association
+        self._connection = connection
+        self._message = message
+        self._usual = usual
+        self._in_hand = in_hand
+        self._answer = answer
+        self._new_data_set = new_data_set
+        self._longest_pdu = longest_pdu
+        self._refused = False
+        self._memory = bytearray()
+        self._command: list[_Fragment] = []
+        self._context_id = 0
+        self._request: StoreRequest | None = None
+        self._data_set: ArrivingDataSet | None = None
+
+    def read_pdu(self, due: float) -> bool:
+        """Take the next PDU; False where it is pynetdicom's to read: then it has been put back.
+
+        Raises:
+            OSError: the connection broke off, or the PDU was not there in time.
+        """
+        if self._usual.is_receiving() or not self._association.is_established:
+            return False
+        header = bytearray(PDU_HEADER.size)
+        got = self._connection.fill(memoryview(header), due)
+        kind, _, length = PDU_HEADER.unpack(header)
+        if got < len(header) or kind != _P_DATA_TF or not FRAGMENT_HEADER_BYTES <= length <= self._longest_pdu:
+            self._hand_over()
+            self._connection.put_back(bytes(header[:got]))
+            return False
+        self._in_hand.begin(self._association)
+        if self._data_set is None:
+            content = bytearray(length)
+            got = self._connection.fill(memoryview(content), due)
+            return self._took(bytes(header), bytes(content[:got]), length)
+        with self._data_set.room_for(length) as room:
+            got = self._connection.fill(room, due)
+            size, context_id, control = _FRAGMENT_HEADER.unpack_from(room)
+        if self._data_set is None:  # it broke off
+            return False
+        if got == length and size == length - 4 and context_id == self._context_id and not control & _IS_COMMAND:
+            self._data_set.keep(length)
+            self._grew(length - FRAGMENT_HEADER_BYTES, is_last=bool(control & _IS_LAST))
+            return True
+        return self._took(bytes(header), self._data_set.give_back(length)[:got], length)
+
+    def rest(self) -> None:
+        """Nothing has come for a while: what the data sets lay in is given back."""
+        if self._data_set is None:
+            self._memory = bytearray()
+
+    def break_off(self) -> None:
+        """Nothing of the message that is coming in will come any more."""
+        if self._data_set is not None:
+            self._data_set.close()
+        self._forget_message()
+
+    def _took(self, header: bytes, content: bytes, length: int) -> bool:
+        """A PDU that is not just the next fragment of a data set."""
+        fragments = _fragments_of(content) if len(content) == length else []
+        if not fragments or (not self._command and not fragments[0].control & _IS_COMMAND):
+            self._hand_over()
+            self._connection.put_back(header + content)
+            return False
+        for number, fragment in enumerate(fragments):
+            if self._refused:
+                break
+            if not self._takes(fragment):
+                self._hand_over()
+                for one in fragments[number:]:
+                    self._usual.receive_primitive(_primitive(one))
+                break
+        return True
+
+    def _takes(self, fragment: _Fragment) -> bool:
+        is_last = bool(fragment.control & _IS_LAST)
+        if self._request is not None and self._data_set is not None:
+            if fragment.control & _IS_COMMAND or fragment.context_id != self._context_id:
+                return False
+            self._data_set.write(fragment.data)
+            self._grew(len(fragment.data), is_last=is_last)
+            return True
+        if not fragment.control & _IS_COMMAND:
+            return False
+        if not self._command:
+            self._message.begin()
+        if is_last:
+            request = parse_store_request(b"".join([one.data for one in (*self._command, fragment)]))
+            if request is None or not self._is_taken(request, fragment.context_id):
+                return False
+            self._request, self._context_id = request, fragment.context_id
+            self._data_set = self._new_data_set(self._memory)
+        self._command.append(fragment)
+        self._keep_to_bounds(len(fragment.data), is_instance=False)
+        return True
+
+    def _is_taken(self, request: StoreRequest, context_id: int) -> bool:
+        context = self._association._accepted_cx.get(context_id)
+        longest = self._association.requestor.maximum_length
+        return (
+            context is not None
+            and context.abstract_syntax in _TAKEN_AT_ONCE
+            and request.sop_class_uid in _TAKEN_AT_ONCE
+            and request.sop_class_uid not in self._association.acceptor.accepted_common_extended
+            and (not longest or longest >= _RESPONSE_MAX_BYTES)
+        )
+
+    def _grew(self, count: int, *, is_last: bool) -> None:
+        self._keep_to_bounds(count, is_instance=True)
+        if is_last and not self._refused:
+            self._finish()
+
+    def _keep_to_bounds(self, count: int, *, is_instance: bool) -> None:
+        if (why := self._message.grow(count + 1, is_instance=is_instance)) is not None:
+            self._refused = True
+            self._connection.refuse(why)
+
+    def _finish(self) -> None:
+        request, data_set = self._request, self._data_set
+        assert request is not None
+        assert data_set is not None
+        context_id = self._context_id
+        syntax = str(self._association._accepted_cx[context_id].transfer_syntax[0])
+        self._forget_message()
+        try:
+            answer = self._answer(self._association, ReceivedInstance(request, syntax, data_set))
+        except Exception as error:  # noqa: BLE001  the peer waits for an answer; pynetdicom gives this one
+            log.error("could not answer a C-STORE: unexpected %s\n%s", type(error).__name__, where_raised(error))
+            answer = StoreAnswer(_FAILED_UNEXPECTEDLY)
+        data_set.close()
+        self._memory = data_set.memory
+        if self._association.is_established:
+            self._connection.send(store_response(request, context_id, *answer))
+            self._in_hand.answered(self._association)
+
+    def _forget_message(self) -> None:
+        self._command, self._request, self._data_set = [], None, None
+
+    def _hand_over(self) -> None:
+        """Give pynetdicom what was read of this message, as if it had read it."""
+        command, data_set = self._command, self._data_set
+        self._forget_message()
+        for fragment in command:
+            self._usual.receive_primitive(_primitive(fragment))
+        if data_set is not None:
+            self._memory = bytearray()
+            self._usual.continue_with(data_set)
+
+
+def _fragments_of(content: bytes) -> list[_Fragment]:
+    """The PDVs of a P-DATA-TF; none where they do not fill it exactly."""
+    found, at, whole = [], 0, memoryview(content)
+    while at < len(content):
+        if at + FRAGMENT_HEADER_BYTES > len(content):
+            return []
+        size, context_id, control = _FRAGMENT_HEADER.unpack_from(content, at)
+        end = at + 4 + size
+        if size < 2 or end > len(content):
+            return []
+        found.append(_Fragment(context_id, control, whole[at + FRAGMENT_HEADER_BYTES : end]))
+        at = end
+    return found
+
+
+def _primitive(fragment: _Fragment) -> P_DATA:
+    one = P_DATA()
+    one.presentation_data_value_list.append((fragment.context_id, bytes([fragment.control]) + fragment.data))
+    return one
