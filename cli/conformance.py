@@ -60,6 +60,7 @@ _SETTINGS = (
     "network_timeout_s",
     "instance_max_bytes",
     "series_quiet_s",
+    "series_released_quiet_s",
     "series_longest_wait_s",
     "tls_certificate",
     "tls_key",

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     )
     instance_max_bytes: int = Field(4 * GIB, description="Longest data set of a C-STORE; a longer one is cut off")
     series_quiet_s: float = Field(20.0, description="A series without an open association is complete after this")
+    series_released_quiet_s: float = Field(
+        1.0, description="The same, where it came in one sending that was released in order and is a whole chest"
+    )
     series_longest_wait_s: float = Field(
         600.0, description="A quiet series of which slices are known to be missing waits for them up to this"
     )

@@ -1,4 +1,7 @@
-"""The queue of job ids: Celery on Redis, `stat` before `routine`. Its loss costs time, never a study."""
+"""The queue of job ids: Celery on Redis, `stat` before `routine`. Its loss costs time, never a study.
+
+Beside it a bell for the relays: rung when something is to be delivered, so that they need not look all the time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from imaging.errors import QueueUnavailable
 from services.store.rows import Priority
@@ -18,6 +23,8 @@ log = logging.getLogger(__name__)
 
 SEGMENT_TASK = "embolens.segment"
 QUEUES = (Priority.STAT.value, Priority.ROUTINE.value)  # in the order in which a worker looks at them
+
+_BELL = "embolens.outbox"
 
 # Leases in the database give a lost job back within seconds, so redelivery by the broker only has to happen some day;
 # far above the longest job, since a task that outlasts it is handed out again.
@@ -53,6 +60,8 @@ class TaskQueue:
     def __init__(self, redis_url: str) -> None:
         self._celery = make_celery(redis_url)
         self._redis = Redis.from_url(redis_url, socket_timeout=10, socket_connect_timeout=5)
+        # Whoever hears no bell looks by itself: nobody waits long for it, or tries again.
+        self._bell = Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
 
     def enqueue(self, job_id: str, priority: Priority) -> bool:
         """Call after the job's transaction. False when the broker does not answer: the sweep will do it again."""
@@ -76,6 +85,25 @@ class TaskQueue:
             raise QueueUnavailable(f"Redis does not answer: {error}") from error
         return {json.loads(message)["headers"]["id"] for message in messages}
 
+    def ring(self) -> None:
+        """Something is in the outbox. Call after the transaction; unheard, a relay looks by itself before long."""
+        try:
+            with self._bell.pipeline(transaction=False) as commands:
+                commands.lpush(_BELL, 1).ltrim(_BELL, 0, 0).execute()  # ten results at once are one look
+        except (RedisError, OSError):
+            log.debug("the bell cannot be rung; a relay looks by itself")
+
+    def wait_for_bell(self, timeout_s: float) -> None:
+        """Until somebody rings, or has rung unheard, or so long has passed.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        try:
+            self._bell.brpop([_BELL], timeout_s)
+        except (RedisError, OSError) as error:
+            raise QueueUnavailable(f"Redis does not answer: {error}") from error
+
     def ping(self) -> None:
         """Raises QueueUnavailable when Redis does not answer."""
         try:
@@ -86,3 +114,4 @@ class TaskQueue:
     def close(self) -> None:
         self._celery.close()
         self._redis.close()
+        self._bell.close()

@@ -64,9 +64,16 @@ class Pipeline:
     max_attempts: int
     seg_options: SegOptions
     is_ending: Callable[[], bool] = lambda: False
+    tell_relay: Callable[[], None] = lambda: None
 
     @classmethod
-    def connect(cls, settings: Settings, segmenter: Segmenter, is_ending: Callable[[], bool] = lambda: False) -> Self:
+    def connect(
+        cls,
+        settings: Settings,
+        segmenter: Segmenter,
+        is_ending: Callable[[], bool] = lambda: False,
+        tell_relay: Callable[[], None] = lambda: None,
+    ) -> Self:
         """Raises ConfigurationError when the destinations cannot be read."""
         database = Database.of(settings)
         return cls(
@@ -79,6 +86,7 @@ class Pipeline:
             max_attempts=settings.max_attempts,
             seg_options=settings.seg_options,
             is_ending=is_ending,
+            tell_relay=tell_relay,
         )
 
     def run_next(self) -> None:
@@ -149,6 +157,7 @@ class Pipeline:
                 deliveries=self.destinations.current().deliveries_for(job, written),
                 put_in_place=partial(self._put_in_place, directory, job),
             )
+        self.tell_relay()
         log.info("job %s: %s", job.id, written.findings.outcome)
 
     def _say_not_analysable(self, job: JobRow, owner: str, reasons: Sequence[Reason], lease: HeldLease) -> None:
@@ -164,6 +173,7 @@ class Pipeline:
                 deliveries=self.destinations.current().deliveries_for(job, written),
                 put_in_place=partial(self._put_in_place, directory, job),
             )
+        self.tell_relay()
         log.info("job %s: not analysable: %s", job.id, ", ".join(reason.code for reason in reasons))
 
     def _fail(self, job: JobRow, owner: str, error: Exception) -> None:

@@ -19,7 +19,7 @@ from imaging.errors import EmbolensError, OutOfMemory, WorkerEnding
 from services.parent_death import die_with_parent
 from services.process_log import where_raised
 from services.settings import Settings
-from services.task_queue import SEGMENT_TASK, make_celery
+from services.task_queue import SEGMENT_TASK, TaskQueue, make_celery
 from worker.bounded_memory import bound_memory
 from worker.lost_process import give_back
 from worker.pipeline import Pipeline
@@ -52,7 +52,8 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
 
     @cache
     def pipeline() -> Pipeline:
-        return Pipeline.connect(settings, load_segmenter(settings), lambda: is_ending[0] != 0)
+        tell_relay = TaskQueue(settings.redis_url).ring
+        return Pipeline.connect(settings, load_segmenter(settings), lambda: is_ending[0] != 0, tell_relay)
 
     @app.task(name=SEGMENT_TASK)
     def segment(job_id: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydicom.uid import generate_uid
 from sqlalchemy.exc import SQLAlchemyError
 
-from imaging.errors import ConfigurationError, DeliveryError
+from imaging.errors import ConfigurationError, DeliveryError, QueueUnavailable
 from services.audit.delivery_audit import DeliveryAudit
 from services.audit.forwarder import AuditForwarder
 from services.audit.trail import AuditTrail
@@ -375,8 +375,14 @@ def run_relay(settings: Settings) -> bool:
         relay.start_due()
         relay.renew_claims()
 
+    def pause(pause_s: float) -> None:
+        try:
+            queue.wait_for_bell(pause_s)
+        except QueueUnavailable:  # the sweep says so
+            stopping.wait(pause_s)
+
     log.info("ready: relay")
-    repeat(deliver, stopping, pause_s=_PAUSE_S)
+    repeat(deliver, stopping, pause_s=_PAUSE_S, pause=pause)
     all_ended = relay.stop()
     for thread in background:
         thread.join(_LAST_SWEEP_S)
@@ -393,12 +399,21 @@ def _forwarding(settings: Settings) -> list[tuple[str, Callable[[], object], flo
     return [("audit", AuditForwarder(settings).forward, _AUDIT_PAUSE_S)] if settings.audit_syslog else []
 
 
-def repeat(work: Callable[[], object], stopping: threading.Event, *, pause_s: float) -> None:
-    """Do `work` until `stopping`, with a pause after each time. A failure is logged and outlived."""
+def repeat(
+    work: Callable[[], object],
+    stopping: threading.Event,
+    *,
+    pause_s: float,
+    pause: Callable[[float], object] | None = None,
+) -> None:
+    """Do `work` until `stopping`, with a pause after each time. A failure is logged and outlived.
+
+    `pause` may end the pause sooner; without it, it lasts until `stopping`.
+    """
     while not stopping.is_set():
         try:
             work()
         except Exception as error:  # noqa: BLE001  the process's outermost loop
             trace = where_raised(error)
             log.error("%s; going on\n%s", type(error).__name__, trace)
-        stopping.wait(pause_s)
+        (pause or stopping.wait)(pause_s)

@@ -177,6 +177,12 @@ def missing_slices(heights_mm: NDArray[np.float64]) -> Reason | None:
     return next((reason for reason in reasons if reason.code == reason_codes.MISSING_SLICES), None)
 
 
+def is_even_stack(heights_mm: NDArray[np.float64]) -> bool:
+    """Whether slices at these heights along their normal, in any order, are evenly spaced and none lies twice."""
+    heights_mm = np.sort(heights_mm)
+    return not _irregular_steps(heights_mm) and bool(np.all(np.diff(heights_mm) >= SAME_POSITION_MM))
+
+
 def _irregular_steps(heights_mm: NDArray[np.float64]) -> list[Reason]:
     """Why the sorted positions along the normal are not evenly spaced; duplicates are told apart by the caller.
 

@@ -26,6 +26,9 @@ class ArrivingSeries:
 
     Attributes:
         senders: the association threads that stored into it; an association is over when its thread is.
+        brought: instances that those associations brought; fewer than there are where others came otherwise.
+        was_broken_off: one of the associations ended without a release (PS3.8 7.2).
+        was_returned_to: an association stored into it after all earlier ones had ended.
         being_stored: instances between "the job exists" and "the file lies under its final name".
         sop_instance_uids: instances on disk, those of an earlier job of the same series included.
         queried_instances: SOP Instance UIDs that a retrieval fetches of it; None where it is not fetched.
@@ -45,6 +48,9 @@ class ArrivingSeries:
     announced_instances: int | None = None
     queried_instances: frozenset[str] | None = None
     senders: set[threading.Thread] = field(default_factory=set)
+    brought: set[str] = field(default_factory=set)
+    was_broken_off: bool = False
+    was_returned_to: bool = False
     being_stored: int = 0
     last_arrival: float = field(default_factory=time.monotonic)
     instances_recorded: int = 0
@@ -52,8 +58,21 @@ class ArrivingSeries:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def open_associations(self) -> int:
-        self.senders = {sender for sender in self.senders if sender.is_alive()}
+        ended = {sender for sender in self.senders if not sender.is_alive()}
+        self.was_broken_off |= not all(map(_was_released, ended))
+        self.senders -= ended
         return len(self.senders)
+
+    def is_sent(self) -> bool:
+        """Whether every instance here came in one sending: over associations side by side, each released in order."""
+        in_order = not (self.open_associations() or self.was_broken_off or self.was_returned_to)
+        return in_order and self.brought == self.sop_instance_uids
+
+    def add_sender(self, sender: threading.Thread) -> None:
+        if sender not in self.senders:
+            has_earlier = bool(self.brought) or self.was_broken_off
+            self.was_returned_to |= has_earlier and all(map(_was_released, self.senders))
+            self.senders.add(sender)
 
     def missing_of_queried(self) -> int | None:
         return None if self.queried_instances is None else len(self.queried_instances - self.sop_instance_uids)
@@ -146,7 +165,7 @@ class ArrivingSeriesRegister:
                 if series.is_closed:
                     continue
                 series.being_stored += 1
-                series.senders.add(calling.association)
+                series.add_sender(calling.association)
                 series.calling_ae_title = series.calling_ae_title or calling.ae_title
                 break
         stored = False
@@ -159,11 +178,12 @@ class ArrivingSeriesRegister:
                 series.last_arrival = time.monotonic()
                 if stored:
                     series.sop_instance_uids.add(sop_instance_uid)
+                    series.brought.add(sop_instance_uid)
 
     def touch(self, series: ArrivingSeries, calling: Calling) -> None:
         """A copy of an instance came in: nothing new, but the sender is not done."""
         with series.lock:
-            series.senders.add(calling.association)
+            series.add_sender(calling.association)
             series.last_arrival = time.monotonic()
 
     def reopen(self, series: ArrivingSeries) -> None:
@@ -223,6 +243,11 @@ class ArrivingSeriesRegister:
         series.sop_instance_uids |= {path.stem for path in files}
         if series.announced_instances is None and files:
             series.announced_instances = _announced_in(files[0])
+
+
+def _was_released(sender: threading.Thread) -> bool:
+    """Only an association is (`pynetdicom.association.Association`); any other thread that stores just ends."""
+    return bool(getattr(sender, "is_released", False))
 
 
 def _announced_in(path: Path) -> int | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imaging.errors import ConfigurationError, InputError, NodeUnavailable, Reason
 from services.dicom.headers import numbers, read_header, text
-from services.dicom.stack_geometry import missing_slices
+from services.dicom.stack_geometry import is_even_stack, missing_slices
 from services.ingest.arriving_series import ArrivingSeries
 from services.process_log import where_raised
 from services.retrieve.archives import counting_archive
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 INCOMPLETE = "intake.incomplete"
 _ASK_AGAIN_S = 15.0
+_CHEST_MM = 150.0  # lungs are longer; what is shorter may be the beginning of more
 _PLACE_KEYWORDS = ("SOPClassUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient")
 
 _Place = tuple[NDArray[np.float64], NDArray[np.float64]]  # position, and the normal of the image plane
@@ -107,6 +108,19 @@ class Completeness:
 
     def _gap(self, series: ArrivingSeries, evidence: _Evidence) -> Reason | None:
         """That slices are missing between those that are here. Each header is read once."""
+        heights_mm = self._heights_mm(series, evidence)
+        return None if heights_mm is None else missing_slices(heights_mm)
+
+    def is_whole_chest(self, series: ArrivingSeries) -> bool:
+        """Whether what is here is an even stack as long as lungs are: no scout, no first slices of many.
+
+        Call with the series' lock held.
+        """
+        heights_mm = self._heights_mm(series, self._evidence.setdefault(series, _Evidence()))
+        return heights_mm is not None and bool(np.ptp(heights_mm) >= _CHEST_MM) and is_even_stack(heights_mm)
+
+    def _heights_mm(self, series: ArrivingSeries, evidence: _Evidence) -> NDArray[np.float64] | None:
+        """Of the slices that lie as most do, along their normal; None where no image has a place."""
         for uid in series.sop_instance_uids - evidence.places.keys():
             evidence.places[uid] = self._place(series, uid)
         placed = [place for place in evidence.places.values() if place is not None]
@@ -114,8 +128,7 @@ class Completeness:
             return None
         planes = Counter(tuple(np.round(normal, 2)) for _, normal in placed)
         (normal, _), *_ = planes.most_common(1)
-        heights = [position @ own for position, own in placed if tuple(np.round(own, 2)) == normal]
-        return missing_slices(np.array(heights))
+        return np.array([position @ own for position, own in placed if tuple(np.round(own, 2)) == normal])
 
     def _place(self, series: ArrivingSeries, sop_instance_uid: str) -> _Place | None:
         path = self._store.instance_path(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,8 +37,12 @@ def completion_reason(
     quiet_for_s: float,
     series_quiet_s: float,
     missing_of_queried: int | None = None,
+    is_sent: bool = False,
+    series_released_quiet_s: float = math.inf,
 ) -> str | None:
     """Why the series is complete, or None while it is not.
+
+    `is_sent` says that nothing more of it is to be expected: the shorter quiet time is enough.
 
     A number of instances that was announced and then passed was wrong, so it does not count any more: else every
     further slice would complete the series again.
@@ -50,6 +55,8 @@ def completion_reason(
         return f"queried {instance_count} instances received"
     if not open_associations and quiet_for_s >= series_quiet_s:
         return f"associations released, quiet for {series_quiet_s:g} s"
+    if is_sent and not open_associations and quiet_for_s >= series_released_quiet_s:
+        return f"sent whole and released, quiet for {series_released_quiet_s:g} s"
     return None
 
 
@@ -71,7 +78,10 @@ class CompletionWatcher:
         completeness: Completeness,
         *,
         series_quiet_s: float,
+        series_released_quiet_s: float = math.inf,
+        has_open_association: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        """`has_open_association` tells it of an AE title, whatever series that sends."""
         self._register = register
         self._store = store
         self._jobs = jobs
@@ -79,7 +89,10 @@ class CompletionWatcher:
         self._rules = rules
         self._completeness = completeness
         self._series_quiet_s = series_quiet_s
-        self._tick_s = max(0.02, min(_LONGEST_TICK_S, series_quiet_s / 4))
+        self._series_released_quiet_s = series_released_quiet_s
+        self._has_open_association = has_open_association
+        self._come_back: set[str] = set()  # AE titles that have sent late slices: theirs get the long quiet time
+        self._tick_s = max(0.02, min(_LONGEST_TICK_S, series_quiet_s / 4, series_released_quiet_s / 4))
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._watch, name="completion", daemon=True)
@@ -126,14 +139,17 @@ class CompletionWatcher:
                 return
             count = len(series.sop_instance_uids)
             missing_of_queried = series.missing_of_queried()
+            quiet_for_s = time.monotonic() - series.last_arrival
             reason = completion_reason(
                 instance_count=count,
                 missing_of_queried=missing_of_queried,
                 announced_instances=series.announced_instances,
                 open_associations=series.open_associations(),
                 being_stored=series.being_stored,
-                quiet_for_s=time.monotonic() - series.last_arrival,
+                quiet_for_s=quiet_for_s,
                 series_quiet_s=self._series_quiet_s,
+                is_sent=self._is_sent(series),
+                series_released_quiet_s=self._series_released_quiet_s,
             )
             try:
                 incomplete: tuple[Reason, ...] = ()
@@ -161,6 +177,21 @@ class CompletionWatcher:
         if to_enqueue is not None:
             self._queue.enqueue(series.job_id, to_enqueue)
 
+    def _is_sent(self, series: ArrivingSeries) -> bool:
+        """Whether nothing more of the series is to be expected (docs/adr/0005): it came in one sending, its sender has
+        nothing open and is not known to come back, and what is here is a whole chest.
+
+        Asked from the release on, so that the headers are read while it is quiet.
+        """
+        title = series.calling_ae_title
+        return (
+            math.isfinite(self._series_released_quiet_s)
+            and series.is_sent()
+            and title not in self._come_back
+            and not self._has_open_association(title)
+            and self._completeness.is_whole_chest(series)
+        )
+
     def _record_count(self, series: ArrivingSeries, count: int) -> None:
         if count == series.instances_recorded:
             return
@@ -176,9 +207,12 @@ class CompletionWatcher:
             series.study_instance_uid, series.series_instance_uid, tenant=series.tenant
         )
         files = sorted(directory.glob("*.dcm"))
-        if not self._has_something_new(series.job_id, files):
+        superseded = self._jobs.get(series.job_id).supersedes
+        if not self._has_something_new(superseded, files):
             self._jobs.drop_receiving(series.job_id, reason="nothing new was received", arrivals=series.arrivals)
             return None
+        if superseded is not None:
+            self._come_back.add(series.calling_ae_title)
         digest = self._store.write_inputs(series.job_id, files)
         verdict = self._judge(files, series)
         if reasons := (*incomplete, *verdict.reasons):
@@ -206,8 +240,7 @@ class CompletionWatcher:
         log.info("series %s complete (%s): job %s", series.series_instance_uid, reason, series.job_id)
         return priority
 
-    def _has_something_new(self, job_id: str, files: Sequence[Path]) -> bool:
-        superseded = self._jobs.get(job_id).supersedes
+    def _has_something_new(self, superseded: str | None, files: Sequence[Path]) -> bool:
         if superseded is None or not files:
             return bool(files)
         return self._jobs.get(superseded).inputs_digest != self._store.inputs_digest(files)

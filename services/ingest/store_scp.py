@@ -98,7 +98,15 @@ class Listener:
         self._register = ArrivingSeriesRegister(store, jobs)
         completeness = Completeness(settings, store, retrievals)
         self._watcher = CompletionWatcher(
-            self._register, store, jobs, queue, rules, completeness, series_quiet_s=settings.series_quiet_s
+            self._register,
+            store,
+            jobs,
+            queue,
+            rules,
+            completeness,
+            series_quiet_s=settings.series_quiet_s,
+            series_released_quiet_s=settings.series_released_quiet_s,
+            has_open_association=self._has_open_association,
         )
         self._ae = AE(ae_title=settings.ae_title)
         self._ae.maximum_associations = _NO_LIMIT_OF_ITS_OWN  # it counts connections that never asked for one too
@@ -219,6 +227,11 @@ class Listener:
                 return False
             self._admitted.append(association)
             return True
+
+    def _has_open_association(self, calling_ae_title: str) -> bool:
+        with self._admitting:
+            titles = [str(one.requestor.ae_title).strip() for one in self._admitted if one.is_alive()]
+        return calling_ae_title in titles
 
     def answer_store(self, event: Event) -> Dataset:
         """One C-STORE request, on an association of theirs or of ours (C-GET): Success only after the file lies under

@@ -52,6 +52,18 @@ def test_a_study_becomes_findings_and_masks_and_a_finished_job(
     assert not list((store.data_dir / "arriving").iterdir())
 
 
+@pytest.mark.parametrize("study", [{}, {"artery_hu": 40, "clot": False}], ids=["findings", "not analysable"])
+def test_the_relay_is_told_once_and_when_the_job_has_ended(
+    queue_job: QueueJob, make_pipeline: MakePipeline, jobs: JobStore, study: dict[str, Any]
+) -> None:
+    job, told = queue_job(**study), []
+    pipeline = replace(
+        make_pipeline(ThresholdSegmenter()), tell_relay=lambda: told.append(jobs.get(job.id).finished_at is not None)
+    )
+    pipeline.run_job(job.id)
+    assert told == [True]
+
+
 def test_a_study_without_a_clot_has_an_answer_of_its_own(
     queue_job: QueueJob, make_pipeline: MakePipeline, jobs: JobStore
 ) -> None:
