@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from highdicom.seg import (
     SegmentDescription,
 )
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from services.dicom.conversion_options import Drawn, LabelSegOptions
-from services.dicom.reference_headers import reference_headers
 from services.dicom.result_kind import ResultKind
-from services.dicom.result_object import MANUFACTURER, SopInstance, save_whole, series_number
-from services.dicom.seg_writer import name_dimensions, on_source_planes
+from services.dicom.result_object import MANUFACTURER, SopInstance, series_number
+from services.dicom.seg_frames import save_segmentation
+from services.dicom.seg_options import SegType
 from services.dicom.series_reader import SourceSeries
 from services.dicom.uids import derive_uid
 from services.version import VERSION
@@ -46,7 +48,6 @@ def write_label_seg(
     Args:
         names: the label of every segment; numbers from 1 without a gap.
     """
-    headers = reference_headers(source)
     digest = hashlib.sha256(np.ascontiguousarray(numbers, dtype="<u2").data).hexdigest()
     made_of = (
         "label map",
@@ -57,14 +58,31 @@ def write_label_seg(
         options.algorithm,
         repr(names),
     )
-    segmentation = Segmentation(
-        source_images=headers,
-        pixel_array=on_source_planes(source, numbers.astype(np.uint8 if len(names) <= 255 else np.uint16)),
+    return save_segmentation(
+        source,
+        numbers.astype(np.uint8 if len(names) <= 255 else np.uint16, copy=False),
+        path,
+        partial(_segmentation_of, names, options, made_of),
+        dimension_organization_uid=derive_uid(*made_of, "dimension organization"),
+        probability=np.where(numbers > 0, np.uint8(255), np.uint8(0)) if options.type is SegType.FRACTIONAL else None,
+    )
+
+
+def _segmentation_of(
+    names: dict[int, str],
+    options: LabelSegOptions,
+    made_of: tuple[str, ...],
+    images: list[Dataset],
+    numbers: NDArray[Any],
+) -> Segmentation:
+    return Segmentation(
+        source_images=images,
+        pixel_array=numbers,
         segmentation_type=SegmentationTypeValues(options.type.value.upper()),
         fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
         segment_descriptions=[_description(number, name, options) for number, name in names.items()],
         series_instance_uid=derive_uid(*made_of, "series"),
-        series_number=series_number(ResultKind.SEG, headers[0]),
+        series_number=series_number(ResultKind.SEG, images[0]),
         sop_instance_uid=derive_uid(*made_of, "instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -77,8 +95,6 @@ def write_label_seg(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
-    name_dimensions(segmentation, derive_uid(*made_of, "dimension organization"))
-    return save_whole(segmentation, headers[0], path)
 
 
 def _description(number: int, name: str, options: LabelSegOptions) -> SegmentDescription:

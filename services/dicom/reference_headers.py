@@ -6,12 +6,14 @@ becomes empty (PS3.5 7.4.3), an identity that is missing is derived, so that a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from highdicom import SpecificCharacterSetValues
 from pydicom.config import RAISE
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import DSfloat, validate_value
 
 from services.dicom.headers import MALFORMED, decimal_strings, numbers, text
 from services.dicom.series_reader import SourceSeries
@@ -67,8 +69,25 @@ def reference_headers(source: SourceSeries) -> list[Dataset]:
     """One header per slice in volume order, or the multi-frame instance's one, as highdicom wants its source images."""
     common = _common_header(source)
     if source.is_multi_frame:
-        return [_multi_frame_header(source, common)]
+        in_its_order = [int(index) for index in np.argsort(source.frame_indices)]
+        return [_multi_frame_header(source, common, in_its_order)]
+    _place(source, common, common)
     return [_single_frame_header(source, common, index) for index in range(len(source.headers))]
+
+
+def slice_header(source: SourceSeries, index: int) -> Dataset:
+    """The header of one slice; of a multi-frame instance as if it had no other frame."""
+    common = _common_header(source)
+    if source.is_multi_frame:
+        return _multi_frame_header(source, common, [index])
+    _place(source, common, common)
+    return _single_frame_header(source, common, index)
+
+
+def position_of(source: SourceSeries, index: int) -> list[DSfloat]:
+    """Image Position of a slice: as its image writes it, so that viewers find the slice, where that can be read."""
+    position = None if source.is_multi_frame else numbers(source.headers[index], "ImagePositionPatient", 3)
+    return decimal_strings(source.position_lps_mm(index) if position is None else position)
 
 
 def _common_header(source: SourceSeries) -> Dataset:
@@ -131,18 +150,15 @@ def _single_frame_header(source: SourceSeries, common: Dataset, index: int) -> D
     header = Dataset()
     header.update(common)
     header.SOPInstanceUID = source.sop_instance_uids[index]
-    # The position as the source writes it, so that viewers find the slice; orientation and spacing free of rounding
-    position = numbers(source.headers[index], "ImagePositionPatient", 3)
-    header.ImagePositionPatient = decimal_strings(source.position_lps_mm(index) if position is None else position)
-    _place(source, header, header)
+    header.ImagePositionPatient = position_of(source, index)
     return header
 
 
-def _multi_frame_header(source: SourceSeries, common: Dataset) -> Dataset:
+def _multi_frame_header(source: SourceSeries, common: Dataset, indices: Sequence[int]) -> Dataset:
     header = Dataset()
     header.update(common)
     header.SOPInstanceUID = source.sop_instance_uids[0]
-    header.NumberOfFrames = len(source.frame_indices)
+    header.NumberOfFrames = len(indices)
     orientation, measures = Dataset(), Dataset()
     _place(source, orientation, measures)
     shared = Dataset()
@@ -150,9 +166,9 @@ def _multi_frame_header(source: SourceSeries, common: Dataset) -> Dataset:
     shared.PixelMeasuresSequence = DicomSequence([measures])
     header.SharedFunctionalGroupsSequence = DicomSequence([shared])
     frames = []
-    for index in np.argsort(source.frame_indices):
+    for index in indices:
         position, frame = Dataset(), Dataset()
-        position.ImagePositionPatient = decimal_strings(source.position_lps_mm(index))
+        position.ImagePositionPatient = position_of(source, index)
         frame.PlanePositionSequence = DicomSequence([position])
         frames.append(frame)
     header.PerFrameFunctionalGroupsSequence = DicomSequence(frames)
@@ -160,6 +176,7 @@ def _multi_frame_header(source: SourceSeries, common: Dataset) -> Dataset:
 
 
 def _place(source: SourceSeries, orientation: Dataset, measures: Dataset) -> None:
+    """Orientation and spacing, free of the rounding of what the images write."""
     slice_mm, row_mm, column_mm = source.volume.spacing_zyx_mm
     cosines = source.volume.direction_cosines
     orientation.ImageOrientationPatient = decimal_strings([*cosines[:, 2], *cosines[:, 1]])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import highdicom as hd
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -16,6 +18,7 @@ from pydicom.valuerep import DA, TM
 
 from imaging.findings import RESEARCH_USE_ONLY, Findings
 from services.dicom.ct_series_writer import IMPLEMENTATION_CLASS_UID
+from services.dicom.explicit_encoding import write_file
 from services.dicom.headers import integer
 from services.dicom.identity import ResultIdentity
 from services.dicom.reference_headers import PATIENT_AND_STUDY
@@ -127,11 +130,17 @@ def plain_object(
     return instance
 
 
-def save_whole(instance: Dataset, source: Dataset, path: Path) -> SopInstance:
+def save_whole(
+    instance: Dataset,
+    source: Dataset,
+    path: Path,
+    ready: Mapping[int, Iterable[bytes | memoryview]] = MappingProxyType({}),
+) -> SopInstance:
     """Write the object under `path`, complete or not at all, without anything that was taken from the clock.
 
     Args:
         source: header of the (first) source image, which the times are taken from.
+        ready: elements that are encoded already, by their tag.
     """
     instance.ContentDate, instance.ContentTime = content_date_time(source)
     instance.InstanceCreationDate, instance.InstanceCreationTime = instance.ContentDate, instance.ContentTime
@@ -139,7 +148,8 @@ def save_whole(instance: Dataset, source: Dataset, path: Path) -> SopInstance:
         if "ContributionDateTime" in equipment:
             del equipment["ContributionDateTime"]
     temporary = path.with_name(f".{path.name}.partial")
-    instance.save_as(temporary, enforce_file_format=True)
+    with temporary.open("wb") as file:
+        write_file(file, instance, ready)
     os.replace(temporary, path)
     return SopInstance(
         sop_class_uid=str(instance.SOPClassUID),

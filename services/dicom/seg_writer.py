@@ -12,6 +12,7 @@ needs to put it in its place; `highdicom`'s and dcmqi's do, as the tests say.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from imaging.findings import Findings
 from imaging.result import SegmentationResult
 from services.dicom.identity import ResultIdentity
-from services.dicom.reference_headers import reference_headers
 from services.dicom.result_kind import ResultKind
 from services.dicom.result_object import (
     MANUFACTURER,
@@ -41,10 +41,10 @@ from services.dicom.result_object import (
     SopInstance,
     algorithm_parameters,
     contributing_equipment,
-    save_whole,
     series_number,
 )
 from services.dicom.result_wording import series_description
+from services.dicom.seg_frames import save_segmentation
 from services.dicom.seg_options import DEFAULT_OPTIONS, SegOptions, SegType
 from services.dicom.series_reader import SourceSeries
 
@@ -72,12 +72,14 @@ def write_seg(
         raise ValueError("a scan that was not analysable must not get a segmentation that looks like a negative one")
     if not has_segments(result.findings, options):
         raise ValueError("a SEG has at least one segment: without the artery there is none where no embolus was found")
-    headers = reference_headers(source)
-    segmentation = _segmentation(source, headers, result, identity, options)
-    if options.type is SegType.FRACTIONAL:
-        _fill_in_probabilities(segmentation, source, result)
-    name_dimensions(segmentation, identity.uid("seg", "dimension organization"))
-    return save_whole(segmentation, headers[0], path)
+    return save_segmentation(
+        source,
+        segment_numbers(result, options),
+        path,
+        partial(segmentation_of, result.findings, identity, options),
+        dimension_organization_uid=identity.uid("seg", "dimension organization"),
+        probability=result.lesion_probability if options.type is SegType.FRACTIONAL else None,
+    )
 
 
 def has_segments(findings: Findings, options: SegOptions) -> bool:
@@ -93,32 +95,24 @@ def segment_numbers(result: SegmentationResult, options: SegOptions = DEFAULT_OP
     if not options.has_artery:
         return result.embolus_labelmap.astype(smallest)
     numbers: NDArray[Any] = result.artery.astype(smallest)
-    emboli = result.embolus_labelmap > 0
-    numbers[emboli] = result.embolus_labelmap[emboli] + 1
+    for plane, labels in zip(numbers, result.embolus_labelmap, strict=True):
+        if labels.max():
+            np.copyto(plane, (labels + 1).astype(smallest), where=labels > 0)
     return numbers
 
 
-def on_source_planes(source: SourceSeries, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Segment numbers (z, y, x) on the planes of the source images, in the order of `reference_headers`."""
-    planes = source.on_slices(numbers)
-    return planes[np.argsort(source.frame_indices)] if source.is_multi_frame else planes
-
-
-def _segmentation(
-    source: SourceSeries,
-    headers: list[Dataset],
-    result: SegmentationResult,
-    identity: ResultIdentity,
-    options: SegOptions,
+def segmentation_of(
+    findings: Findings, identity: ResultIdentity, options: SegOptions, images: list[Dataset], numbers: NDArray[Any]
 ) -> Segmentation:
+    """The object as highdicom makes it of segment numbers on the planes of these source images."""
     return Segmentation(
-        source_images=headers,
-        pixel_array=on_source_planes(source, segment_numbers(result, options)),
+        source_images=images,
+        pixel_array=numbers,
         segmentation_type=SegmentationTypeValues(options.type.value.upper()),
         fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
-        segment_descriptions=_segment_descriptions(result.findings, identity, options),
+        segment_descriptions=_segment_descriptions(findings, identity, options),
         series_instance_uid=identity.uid("seg", "series"),
-        series_number=series_number(ResultKind.SEG, headers[0]),
+        series_number=series_number(ResultKind.SEG, images[0]),
         sop_instance_uid=identity.uid("seg", "instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -126,32 +120,12 @@ def _segmentation(
         software_versions=identity.software_version,
         device_serial_number=identity.package_sha256[:16],
         content_label="PULMONARY_EMBOLI",
-        content_description=series_description(result.findings),
-        series_description=series_description(result.findings),
+        content_description=series_description(findings),
+        series_description=series_description(findings),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
         contributing_equipment=[contributing_equipment(identity)],
     )
-
-
-def _fill_in_probabilities(segmentation: Segmentation, source: SourceSeries, result: SegmentationResult) -> None:
-    """In place of the 255 that highdicom writes where a segment is: the probability, 255 for 1."""
-    if result.lesion_probability is None:
-        raise ValueError("a FRACTIONAL SEG needs the probabilities of its voxels")
-    probability = source.on_slices(result.lesion_probability)
-    frame_of_plane = source.frame_indices or range(len(source.sop_instance_uids))
-    plane_of = {
-        (uid, frame if source.is_multi_frame else 0): index
-        for index, (uid, frame) in enumerate(zip(source.sop_instance_uids, frame_of_plane, strict=True))
-    }
-    pixels = np.frombuffer(segmentation.PixelData, dtype=np.uint8)
-    frames = pixels[: segmentation.NumberOfFrames * probability[0].size].reshape(-1, *probability.shape[1:]).copy()
-    for frame, item in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
-        shown = item.DerivationImageSequence[0].SourceImageSequence[0]
-        key = (str(shown.ReferencedSOPInstanceUID), int(shown.get("ReferencedFrameNumber", 1)) - 1)
-        inside = frame > 0
-        frame[inside] = np.maximum(probability[plane_of[key]][inside], 1)
-    segmentation.PixelData = frames.tobytes() + b"\0" * (frames.size % 2)
 
 
 def _segment_descriptions(
@@ -197,10 +171,3 @@ def _segment_descriptions(
         )
         descriptions.append(embolus)
     return descriptions
-
-
-def name_dimensions(segmentation: Segmentation, dimension_organization_uid: str) -> None:
-    """Replace the UID that highdicom took from chance."""
-    for sequence in (segmentation.DimensionOrganizationSequence, segmentation.DimensionIndexSequence):
-        for item in sequence:
-            item.DimensionOrganizationUID = dimension_organization_uid
