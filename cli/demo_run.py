@@ -41,7 +41,7 @@ EMBOLI = 5
 _TIMEOUT_S = 600.0
 _POLL_S = 0.2
 _WORKER_CRASHES = 3
-_OF_THE_MACHINE = ("redis_url", "worker_threads", "worker_device")  # taken from the environment
+_OF_THE_MACHINE = ("redis_url", "worker_threads", "worker_device", "inference_backend")  # taken from the environment
 _UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
 

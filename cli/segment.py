@@ -74,10 +74,16 @@ def _segment(files: Sequence[Path], output: Path, asked: _Asked, device: str) ->
         source = read_input(contents.files, on_progress=partial(bars, "load"))
         from models.cascade import Cascade  # torch: not before the input is known to be worth it
         from models.cascade_options import CascadeOptions, Mode
+        from models.compiled_network import InferenceBackend
         from worker.result_identity import identify_result
 
         chosen = asked.package or settings().resolved_package_dir
-        cascade = Cascade.load(chosen, device=device, options=CascadeOptions(mode=Mode(asked.mode)))
+        cascade = Cascade.load(
+            chosen,
+            device=device,
+            options=CascadeOptions(mode=Mode(asked.mode)),
+            backend=InferenceBackend(settings().inference_backend),
+        )
         result = cascade.segment(source.volume, on_progress=bars, min_score=asked.min_score)
         result = result.with_reasons(contents.warnings)
         bars("write", 0.0)

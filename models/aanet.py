@@ -272,3 +272,15 @@ class AANet(nn.Module):
                 module.weight.copy_(module.standardised_weight())
                 module.folded = True
         return network
+
+
+class EmbolusAndArtery(nn.Module):
+    """AANet as the cascade asks it: (N, 1, D, H, W) -> (N, 2, D, H, W), embolus and artery logits; `folded`."""
+
+    def __init__(self, network: AANet) -> None:
+        super().__init__()
+        self.network = network.folded()
+        self.network.segheadvein = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.network.forward_logits(x), dim=1)

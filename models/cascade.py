@@ -44,9 +44,10 @@ from imaging.result import SegmentationResult
 from imaging.suitability import SuitabilityLimits, check_contrast, check_coverage, check_grid, check_motion
 from imaging.vessel_tree import vessel_tree
 from imaging.volume import CtVolume, Mask, Probability
-from imaging.windows import aanet_input, unet_channel_stack
-from models.aanet import AANet
+from imaging.windows import UNET_CHANNELS, aanet_input, unet_channel_stack
+from models.aanet import AANet, EmbolusAndArtery
 from models.cascade_options import CascadeOptions, Ensemble, Mode
+from models.compiled_network import CompiledNetwork, InferenceBackend
 from models.darknet.network import DarknetNetwork
 from models.fusion import FusionSettings, ensemble_logits, fuse
 from models.out_of_memory import memory_running_out
@@ -54,7 +55,7 @@ from models.packages import ModelPackage, default_package_directory, load_networ
 from models.roi import LungRegion, RoiSettings, find_lungs
 from models.second_pass import SecondPassSettings, looked_at_again
 from models.sliding_window import sliding_window
-from models.unet_blocks import SliceNetwork
+from models.unet_blocks import LastOfDeepSupervision, SliceNetwork
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,16 @@ class _Scan:
 class Cascade:
     """The networks of one package, loaded once, ready for any number of volumes. Not to be shared between threads."""
 
-    def __init__(self, package: ModelPackage, device: torch.device, options: CascadeOptions | None = None) -> None:
+    def __init__(
+        self,
+        package: ModelPackage,
+        device: torch.device,
+        options: CascadeOptions | None = None,
+        backend: InferenceBackend = InferenceBackend.AUTO,
+    ) -> None:
         self.package = package
         self.device = device
+        self._backend = backend
         self.options = options or CascadeOptions()
         settings = package.settings
         self._spacing_mm = float(settings["input"]["spacing_mm"])
@@ -116,14 +124,16 @@ class Cascade:
         chosen = self.options.members(members)
         if self.options.unets is None and self.options.ensemble is Ensemble.LEARNT:
             chosen = tuple(name for name in chosen if weights[name])  # whom the fit left no say need not run
-        self._unets = [self._ready_2d(load_network(package, name)) for name in chosen]
+        unets = [_slice_network(package, name) for name in chosen]
+        self._pixel_multiple = max((network.pixel_multiple for network in unets), default=1)
+        self._unets = [self._compiled(LastOfDeepSupervision(network), (1, UNET_CHANNELS, 32, 32)) for network in unets]
         shares = [float(weights[name]) for name in chosen]
         self._unet_weights = shares if any(shares) else [1.0] * len(shares)
-        self._aanet: AANet | None = None
+        self._aanet: CompiledNetwork | None = None
         if self.options.aanet:
             aanet = load_network(package, "aanet")
             assert isinstance(aanet, AANet)
-            self._aanet = aanet.eval().folded().to(device)
+            self._aanet = self._compiled(EmbolusAndArtery(aanet), (1, 1, 32, 32, 32))
 
     @classmethod
     def load(
@@ -132,6 +142,7 @@ class Cascade:
         device: str = "auto",
         threads: int = 0,
         options: CascadeOptions | None = None,
+        backend: InferenceBackend = InferenceBackend.AUTO,
     ) -> Cascade:
         """Verify and load a package (None: the shipped one).
 
@@ -139,14 +150,16 @@ class Cascade:
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
             threads: CPU threads of this process; 0: all cores.
             options: which parts run; None: all.
+            backend: who runs the segmenting networks.
 
         Raises:
-            ConfigurationError: a file of the package is missing or was changed, or the options fit no package.
+            ConfigurationError: a file of the package is missing or was changed, the options fit no package, or the
+                backend cannot run here.
         """
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_package(package_dir or default_package_directory()), torch.device(device), options)
+        return cls(load_package(package_dir or default_package_directory()), torch.device(device), options, backend)
 
     def segment(
         self, volume: CtVolume, *, on_progress: OnProgress | None = None, min_score: float | None = None
@@ -208,20 +221,16 @@ class Cascade:
     def slice_logits(self, hu: NDArray[np.int16], progress: Callable[[float], None]) -> list[Tensor]:
         """Embolus logits (z, y, x) of each 2D network."""
         depth, height, width = hu.shape
-        multiple = max(network.pixel_multiple for network in self._unets) if self._unets else 1
-        padding = (0, -width % multiple, 0, -height % multiple)
+        padding = (0, -width % self._pixel_multiple, 0, -height % self._pixel_multiple)
         logits = [torch.empty(hu.shape, device=self.device) for _ in self._unets]
         start, at_once = 0, _SLICES_AT_ONCE
         while start < depth:
             slices = range(start, min(depth, start + at_once))
             try:
-                with memory_running_out(), self._autocast():
-                    channels = torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device)
-                    channels = F.pad(channels, padding).contiguous(memory_format=torch.channels_last)
+                with memory_running_out():
+                    channels = F.pad(torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device), padding)
                     for network, out in zip(self._unets, logits, strict=True):
-                        answer = network(channels)
-                        last = answer if isinstance(answer, Tensor) else answer[-1]  # of deep supervision
-                        out[slices.start : slices.stop] = last[:, 0, :height, :width].float()
+                        out[slices.start : slices.stop] = network(channels)[:, 0, :height, :width]
             except OutOfMemory:
                 if len(slices) == 1:
                     raise
@@ -243,10 +252,8 @@ class Cascade:
         assert aanet is not None, "asked for only where it runs"
 
         def predict(windows: Tensor) -> Tensor:
-            with self._autocast():
-                embolus, artery = aanet.forward_logits(windows)[:2]
             # Probabilities blend, logits do not: one window's certainty must not outshout its neighbour.
-            return torch.sigmoid(torch.cat((embolus, artery), dim=1).float())
+            return aanet(windows).sigmoid_()
 
         keep = None if everywhere else self._worth_looking(hu)
         while True:
@@ -373,14 +380,14 @@ class Cascade:
         smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
         return cc3d.dust(mask, threshold=smallest, connectivity=26).astype(bool), artery_hu, warnings
 
-    def _ready_2d(self, network: nn.Module) -> SliceNetwork:
-        assert isinstance(network, SliceNetwork)
-        network.to(self.device).eval()
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
+    def _compiled(self, network: nn.Module, example_shape: Sequence[int]) -> CompiledNetwork:
+        return CompiledNetwork(network, example_shape, self.device, self._backend)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_has_fast_bf16(self.device))
+
+def _slice_network(package: ModelPackage, name: str) -> SliceNetwork:
+    network = load_network(package, name)
+    assert isinstance(network, SliceNetwork)
+    return network
 
 
 def _second_pass(options: CascadeOptions, settings: Mapping[str, Mapping[str, Any]]) -> SecondPassSettings | None:
@@ -389,13 +396,6 @@ def _second_pass(options: CascadeOptions, settings: Mapping[str, Mapping[str, An
     if isinstance(options.second_pass, SecondPassSettings):
         return options.second_pass
     return SecondPassSettings(**settings["second_pass"]) if "second_pass" in settings else None
-
-
-def _has_fast_bf16(device: torch.device) -> bool:
-    """bf16 costs time where the processor has no instruction for it."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

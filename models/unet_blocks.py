@@ -31,6 +31,18 @@ class SliceNetwork(nn.Module, ABC):
             raise ValueError(f"sizes must be multiples of {self.pixel_multiple}, got {tuple(x.shape[2:])}")
 
 
+class LastOfDeepSupervision(nn.Module):
+    """The network's answer that predicts, alone."""
+
+    def __init__(self, network: SliceNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor | list[Tensor] = self.network(x)
+        return answer if isinstance(answer, Tensor) else answer[-1]
+
+
 def conv_bn_relu(inputs: int, outputs: int, *, dilation: int = 1) -> nn.Sequential:
     """A 3x3 convolution that keeps the size, BatchNorm and ReLU."""
     conv = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
 
     worker_threads: int = Field(0, description="CPU threads of one worker; 0: all cores")
     worker_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    inference_backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="Who runs the networks: auto is OpenVINO on CPUs with bf16 instructions, else torch"
+    )
     worker_memory_bytes: int = Field(
         0, description="Most memory that a job may take beside the networks; 0: what the machine or its container has"
     )

@@ -96,9 +96,13 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
 def load_cascade(settings: Settings) -> Segmenter:
     """The networks of the configured model package. Raises ConfigurationError when the package is damaged."""
     from models.cascade import Cascade  # torch must not be there before the pool has forked
+    from models.compiled_network import InferenceBackend
 
     cascade = Cascade.load(
-        settings.resolved_package_dir, device=settings.worker_device, threads=settings.worker_threads
+        settings.resolved_package_dir,
+        device=settings.worker_device,
+        threads=settings.worker_threads,
+        backend=InferenceBackend(settings.inference_backend),
     )
     log.info("model package %s %s on %s", cascade.package.name, cascade.package.version, cascade.device)
     return cascade

@@ -20,6 +20,7 @@ from imaging.phantom import make_phantom
 from imaging.volume import CtVolume
 from models.cascade import Cascade
 from models.cascade_options import CascadeOptions
+from models.compiled_network import InferenceBackend
 from models.packages import default_package_directory
 from models.sliding_window import sliding_window
 from tests.models.made_package import make_package
@@ -37,7 +38,9 @@ def room_for(voxels: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
 
 
 def _cascade(options: CascadeOptions | None = None) -> Cascade:
-    return Cascade.load(default_package_directory(), device="cpu", threads=1, options=options)
+    return Cascade.load(
+        default_package_directory(), device="cpu", threads=1, options=options, backend=InferenceBackend.TORCH
+    )
 
 
 def test_fewer_windows_at_once_give_the_same_answer() -> None:
@@ -84,7 +87,7 @@ def test_fewer_slices_at_once_give_the_same_answer() -> None:
     with torch.inference_mode():
         plain = cascade.slice_logits(hu, lambda fraction: None)
         for network in cascade._unets:
-            network.register_forward_pre_hook(room_for(5 * 64 * 64))  # one slice with its neighbours
+            network.network.register_forward_pre_hook(room_for(5 * 64 * 64))  # one slice with its neighbours
         frugal = cascade.slice_logits(hu, lambda fraction: None)
     for one, other in zip(frugal, plain, strict=True):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)
@@ -117,7 +120,12 @@ def test_smaller_windows_find_the_same_embolus() -> None:
 def test_a_result_of_smaller_windows_says_so_and_the_next_scan_has_its_full_ones(tmp_path: Path) -> None:
     package = make_package(tmp_path / "package")
     settings = {**package.settings, "input": {"spacing_mm": 1.5}, "window": {"size_zyx": [96, 96, 96], "overlap": 0.25}}
-    cascade = Cascade(replace(package, settings=settings), torch.device("cpu"), CascadeOptions(lung_roi=False))
+    cascade = Cascade(
+        replace(package, settings=settings),
+        torch.device("cpu"),
+        CascadeOptions(lung_roi=False),
+        InferenceBackend.TORCH,  # whose modules can be made to want memory
+    )
     hu = np.random.default_rng(3).integers(-900, 400, (96, 96, 96)).astype(np.int16)
     volume = CtVolume(hu, np.array([[0, 0, 1.5, 0], [0, 1.5, 0, 0], [1.5, 0, 0, 0], [0, 0, 0, 1]]))
     plain = cascade.segment(volume)
@@ -139,7 +147,7 @@ def test_a_result_of_smaller_windows_says_so_and_the_next_scan_has_its_full_ones
 def _out_of_memory_above(voxels: int, cascade: Cascade) -> RemovableHandle:
     """Of windows that AANet is given."""
     assert cascade._aanet is not None
-    first = next(module for module in cascade._aanet.modules() if isinstance(module, nn.Conv3d))
+    first = next(module for module in cascade._aanet.network.modules() if isinstance(module, nn.Conv3d))
     return first.register_forward_pre_hook(room_for(voxels))
 
 

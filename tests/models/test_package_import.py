@@ -51,8 +51,8 @@ def test_the_new_package_runs_as_a_cascade_with_the_imported_weights(
     import_network(checkpoint, base, tmp_path / "new", name="new")
     cascade = Cascade.load(tmp_path / "new", device="cpu", threads=1)
     assert cascade._aanet is not None
-    state = cascade._aanet.state_dict()
-    assert torch.equal(state["seghead.seg_output.bias"], aanet_state()["seghead.seg_output.bias"])
+    state = cascade._aanet.network.state_dict()
+    assert torch.equal(state["network.seghead.seg_output.bias"], aanet_state()["seghead.seg_output.bias"])
     assert cascade.package.settings["thresholds"] == base.settings["thresholds"]
 
 
