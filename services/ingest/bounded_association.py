@@ -311,6 +311,8 @@ class _BoundedDul(DULServiceProvider):
         """Read a PDU, having waited for it; False where something else is to be looked at first."""
         if self.state_machine.current_state == "Sta13":  # what the peer still says is read, and then hung up
             return super()._is_transport_event()
+        if not self.event_queue.empty():  # the reactor has something to do
+            return False
         while self._is_readable():
             if not self._has_read_store():
                 return super()._is_transport_event()
