@@ -16,6 +16,7 @@ import queue
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ _UNANSWERED_MAX = 8  # requests at once; one is negotiated (PS3.7 D.3.3.3)
 _LEAST_BYTES_PER_S = 1024
 _SILENT_MAX = 200
 _LOOK_S = 0.2
+_NEARLY = 0.9  # of the time that is left: a time-out for a PDU need not be more exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +132,25 @@ class _BoundedSocket(AssociationSocket):
         self._bounds = bounds
         self._pdu_due: float | None = None
         self._ahead = bytearray()  # put back: comes before what the peer sends next
+        # The kernel keeps to these by itself; Python's own time-out takes two more system calls for every piece, and
+        # lets go of the interpreter for each. TLS needs Python's: it reads when it wants to.
+        self._kernel_waits = not isinstance(client_socket, ssl.SSLSocket)
+        self._receive_timeout_s = 0.0
+        if self._kernel_waits:
+            client_socket.settimeout(None)
+            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(bounds.timeout_s))
 
     @property
     def ready(self) -> bool:
         """Whether there is something to read, or the end of the connection."""
+        return self.is_ahead or super().ready
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether there is something to read that the kernel does not know of."""
         if self.socket is None or not self._is_connected:
             return False
-        if self._ahead or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
-            return True
-        return super().ready
+        return bool(self._ahead) or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """First the header of a PDU, then, asked for by its length, the rest; both before the PDU is due.
@@ -180,19 +192,31 @@ class _BoundedSocket(AssociationSocket):
             if left_s <= 0:
                 log.warning("cut off %s: a PDU took too long to come in", self._peer)
                 raise TimeoutError(errno.ETIMEDOUT, "the PDU took too long")
-            connection.settimeout(left_s)
-            got = connection.recv_into(room[at:])
+            got = self._receive_into(connection, room[at:], left_s)
             if not got:  # the peer has hung up
                 self._break_off()
                 break
             at += got
         return at
 
+    def _receive_into(self, connection: socket.socket, room: memoryview, left_s: float) -> int:
+        if not self._kernel_waits:
+            connection.settimeout(left_s)
+            return connection.recv_into(room)
+        if not _NEARLY * self._receive_timeout_s <= left_s <= self._receive_timeout_s:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left_s))
+            self._receive_timeout_s = left_s
+        try:
+            return connection.recv_into(room, 0, socket.MSG_WAITALL)
+        except BlockingIOError as error:
+            log.warning("cut off %s: a PDU took too long to come in", self._peer)
+            raise TimeoutError(errno.ETIMEDOUT, "the PDU took too long") from error
+
     def put_back(self, content: bytes) -> None:
         self._ahead[:0] = content
 
     def send(self, bytestream: bytes) -> None:
-        if self.socket is not None:
+        if self.socket is not None and not self._kernel_waits:
             with suppress(OSError):  # another thread has closed it, as pynetdicom's own `send` will notice
                 self.socket.settimeout(self._bounds.timeout_s)
         super().send(bytestream)
@@ -220,6 +244,11 @@ class _BoundedSocket(AssociationSocket):
     @property
     def _peer(self) -> str:
         return str(self.assoc.requestor.address)
+
+
+def _timeval(seconds: float) -> bytes:
+    whole, part = divmod(max(seconds, 0.001), 1)
+    return struct.pack("@ll", int(whole), int(part * 1e6))
 
 
 class _Announced(queue.Queue[Any]):
@@ -282,6 +311,8 @@ class _BoundedDul(DULServiceProvider):
         """Read a PDU, having waited for it; False where something else is to be looked at first."""
         if self.state_machine.current_state == "Sta13":  # what the peer still says is read, and then hung up
             return super()._is_transport_event()
+        if not self.event_queue.empty():  # the reactor has something to do
+            return False
         while self._is_readable():
             if not self._has_read_store():
                 return super()._is_transport_event()
@@ -305,7 +336,7 @@ class _BoundedDul(DULServiceProvider):
     def _is_readable(self) -> bool:
         """Wait for the peer, for something to send, or for a while."""
         connection = cast(_BoundedSocket, self.socket)
-        if connection.ready:
+        if connection.is_ahead or (self.stores is not None and self.stores.is_receiving):
             return True
         waiting = select.poll()
         assert self._waker is not None

@@ -9,10 +9,12 @@ from typing import BinaryIO
 
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from imaging.errors import InputError
 from services.dicom.headers import MALFORMED, integer, text
+from services.ingest.arriving_data_set import InMemory
+from services.ingest.identifier_scan import scan_identifiers
 from services.store.study_store import checked_uid
 
 _SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
@@ -23,6 +25,7 @@ _NEEDED = [
     _NUMBER_OF_SERIES_RELATED_INSTANCES,
 ]
 # fmt: on
+_SCANNED_NEVER = (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 _INFLATED_BYTES = 1024**2  # of a deflated data set: far more than what lies before group 0028
 
 
@@ -52,6 +55,10 @@ def read_identifiers(encoded: BinaryIO, transfer_syntax_uid: UID, *, with_announ
     Raises:
         InputError: `input.malformed_data_set`, or `input.invalid_uid` where an identifier is missing or is no UID.
     """
+    if isinstance(encoded, InMemory) and not with_announcement and transfer_syntax_uid not in _SCANNED_NEVER:
+        rest = encoded.content[encoded.tell() :]
+        if (scanned := scan_identifiers(rest, is_implicit_vr=transfer_syntax_uid.is_implicit_VR)) is not None:
+            return Identifiers(*scanned)
     last = _NUMBER_OF_SERIES_RELATED_INSTANCES if with_announcement else _SERIES_INSTANCE_UID
 
     def beyond(tag: BaseTag, vr: str | None, length: int) -> bool:

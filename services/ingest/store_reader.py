@@ -128,6 +128,11 @@ class StoreReader:
         self._request: StoreRequest | None = None
         self._data_set: ArrivingDataSet | None = None
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a data set is coming in: then there is nothing to do but to read on."""
+        return self._data_set is not None
+
     def read_pdu(self, due: float) -> bool:
         """Take the next PDU; False where it is pynetdicom's to read: then it has been put back.
 

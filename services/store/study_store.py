@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -33,8 +32,6 @@ from services.store.disk_room import FULL_ERRNOS, DiskRoom, no_room
 from services.store.durability import Durability, sync, sync_to_mount_point, sync_tree, sync_way
 from services.store.rows import DEFAULT_TENANT
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-
 
 def checked_uid(uid: str) -> str:
     """The UID, if it is one (PS3.5 section 9.1): safe as a file name."""
@@ -44,7 +41,7 @@ def checked_uid(uid: str) -> str:
 
 
 def is_uid(uid: str) -> bool:
-    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
+    return len(uid) <= 64 and uid.isascii() and all(map(str.isdigit, uid.split(".")))
 
 
 def relative_result_path(job_id: str, name: str) -> str:
@@ -89,7 +86,7 @@ class StudyStore:
     ) -> Path:
         """`tenant` is one that `services.accounts.principal.checked_tenant` has seen."""
         root = self.data_dir if tenant == DEFAULT_TENANT else self.data_dir / "tenants" / tenant
-        return root / "received" / checked_uid(study_instance_uid) / checked_uid(series_instance_uid)
+        return root.joinpath("received", checked_uid(study_instance_uid), checked_uid(series_instance_uid))
 
     def received_directories(self) -> Iterator[tuple[str, Path]]:
         """Of each tenant that was ever sent something, with its name: <study>/<series>/<sop>.dcm lie below."""
