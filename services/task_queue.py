@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from celery import Celery
-from kombu import Queue
-from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -18,6 +17,9 @@ from redis.retry import Retry
 
 from imaging.errors import QueueUnavailable
 from services.store.rows import Priority
+
+if TYPE_CHECKING:  # who only asks, as a gateway at its start, does without
+    from celery import Celery
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ _VISIBILITY_TIMEOUT_S = 24 * 3600
 
 def make_celery(redis_url: str) -> Celery:
     """The Celery application, configured the same for those who enqueue and those who work."""
+    from celery import Celery
+    from kombu import Queue
+
     app = Celery("embolens", broker=redis_url)
     app.conf.update(
         task_queues=[Queue(name) for name in QUEUES],
@@ -58,13 +63,19 @@ class TaskQueue:
     """Enqueues job ids and can tell which are waiting."""
 
     def __init__(self, redis_url: str) -> None:
-        self._celery = make_celery(redis_url)
+        self._url = redis_url
         self._redis = Redis.from_url(redis_url, socket_timeout=10, socket_connect_timeout=5)
         # Whoever hears no bell looks by itself: nobody waits long for it, or tries again.
         self._bell = Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
 
+    @cached_property
+    def _celery(self) -> Celery:
+        return make_celery(self._url)
+
     def enqueue(self, job_id: str, priority: Priority) -> bool:
         """Call after the job's transaction. False when the broker does not answer: the sweep will do it again."""
+        from kombu.exceptions import OperationalError
+
         try:
             self._redis.ping()  # kombu would try for six seconds while an uploader waits for the answer
             self._celery.send_task(SEGMENT_TASK, args=[job_id], queue=priority.value, task_id=job_id, retry=False)
@@ -112,6 +123,7 @@ class TaskQueue:
             raise QueueUnavailable(f"Redis does not answer: {error}") from error
 
     def close(self) -> None:
-        self._celery.close()
+        if "_celery" in vars(self):
+            self._celery.close()
         self._redis.close()
         self._bell.close()

@@ -6,15 +6,11 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session, sessionmaker
 
 from imaging.errors import ConfigurationError
@@ -22,6 +18,9 @@ from services.settings import Settings
 from services.store.disk_room import DiskRoom
 from services.store.durability import Durability
 from services.version import VERSION
+
+if TYPE_CHECKING:  # a tenth of a second at the start of every process, where the schema is as it should be
+    from alembic.config import Config
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _MIGRATION_LOCK_ID = 0x456D626F  # pg_advisory_lock key: "Embo"
@@ -71,8 +70,22 @@ class Database:
         Raises:
             ConfigurationError: it is newer than this program.
         """
+        if self._is_newest():
+            return
+        from alembic import command
+
         with self._migrating() as config:
             command.upgrade(config, "head")
+
+    def _is_newest(self) -> bool:
+        newest = max(path.name for path in (_MIGRATIONS / "versions").glob("[0-9]*.py")).split("_")[0]
+        if self.is_sqlite and not Path(make_url(self.url).database or "").exists():
+            return False
+        try:
+            with self.engine.connect() as connection:
+                return list(connection.scalars(text("SELECT version_num FROM alembic_version"))) == [newest]
+        except DatabaseError:  # there is no such table yet; whatever else it is, migrating says
+            return False
 
     def downgrade(self, revision: str) -> None:
         """Bring the schema back to an older revision, for an older program; `docs/operations.md` says what is lost.
@@ -80,6 +93,9 @@ class Database:
         Raises:
             ConfigurationError: there is no such revision, or the schema is newer than this program.
         """
+        from alembic import command
+        from alembic.util.exc import CommandError
+
         with self._migrating() as config:
             try:
                 command.downgrade(config, revision)
@@ -88,6 +104,10 @@ class Database:
 
     @contextmanager
     def _migrating(self) -> Iterator[Config]:
+        from alembic.config import Config
+        from alembic.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock() as connection:
