@@ -13,7 +13,20 @@ from benchmarks import machine
 from benchmarks.report import keep, write_report
 from benchmarks.side_by_side import ROUNDS, console
 
-BENCHMARKS: tuple[str, ...] = ("whole_job", "job_queue", "start_up")
+BENCHMARKS = (
+    "c_store_receive",
+    "series_reading",
+    "sliding_window",
+    "network_forward",
+    "result_making",
+    "seg_writing",
+    "whole_job",
+    "worker_memory",
+    "segment_reads",
+    "rest_upload",
+    "job_queue",
+    "start_up",
+)
 
 
 def main() -> None:

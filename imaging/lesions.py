@@ -17,10 +17,10 @@ from imaging.volume import CtVolume, Labelmap, Mask, Probability
 
 _SCORE_VOLUME_MM3 = 25.0  # a lesion's score is the mean probability of its most probable voxels of this volume
 _HULL_POINTS = 400  # from here on only the convex hull's corners are compared for the diameter
-_CALIBRE_MARGIN_MM = 12.0
 
 # Lumen radius at the lesion from which on a level holds, mm; after the calibres of main, lobar and segmental arteries.
 _LEVEL_RADII_MM = ((7.0, ArteryLevel.CENTRAL), (3.8, ArteryLevel.LOBAR), (1.9, ArteryLevel.SEGMENTAL))
+_CALIBRE_MARGIN_MM = _LEVEL_RADII_MM[0][0]  # a wall further away than the largest of them changes no level
 
 
 # Below this, components of probability are background that has run together, not candidates.
@@ -100,7 +100,11 @@ def _lookup(components: NDArray[np.uint32], ids: dict[int, int]) -> Labelmap:
     table = np.zeros(int(components.max(initial=0)) + 1, dtype=np.uint16)
     for label, number in ids.items():
         table[label] = number
-    return table[components]
+    labelmap = np.zeros(components.shape, dtype=np.uint16)
+    for plane, found in zip(labelmap, components, strict=True):
+        if found.max(initial=0):
+            np.take(table, found, out=plane)
+    return labelmap
 
 
 def _mean_of_best(values: Probability, voxel_volume_mm3: float) -> float:

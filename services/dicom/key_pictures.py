@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from imaging.findings import Findings, Lesion
 from imaging.geometry import to_canonical
+from imaging.label_areas import label_areas
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume
 from services.dicom.picture_panels import BACKGROUND_RGB, MUTED_RGB, PANEL_PX, TEXT_RGB, axial_panel
@@ -27,9 +25,10 @@ def embolus_pictures(volume: CtVolume, result: SegmentationResult, lesions: Sequ
     artery = order.apply(result.artery)
     labels = order.apply(result.embolus_labelmap)
     emboli = [lesion.id for lesion in result.findings.reported]
+    areas = label_areas(labels)
     pictures = []
     for lesion in lesions:
-        index = _slice_showing_most(labels, lesion.id)
+        index = int(areas[:, lesion.id].argmax())
         picture = _titled(lesion_line(lesion), (PANEL_PX, PANEL_PX + _TITLE_PX))
         picture.paste(axial_panel(canonical, artery[index], labels[index], emboli, index), (0, _TITLE_PX))
         pictures.append(picture)
@@ -61,10 +60,6 @@ def _write_lines(picture: Image.Image, lines: Sequence[str], top_px: int) -> Non
     for number, line in enumerate(lines):
         place = (14, top_px + _LINE_PX * number)
         ImageDraw.Draw(picture).text(place, line, fill=TEXT_RGB, font=ImageFont.load_default(20))
-
-
-def _slice_showing_most(labels: NDArray[Any], number: int) -> int:
-    return int(np.argmax([np.count_nonzero(plane == number) for plane in labels]))
 
 
 def _titled(title: str, size: tuple[int, int]) -> Image.Image:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imaging.findings import Findings
 from imaging.geometry import to_canonical
+from imaging.label_areas import label_areas
 from imaging.result import SegmentationResult
 from imaging.volume import CtVolume, Mask
 from services.dicom.picture_panels import (
@@ -44,10 +45,10 @@ def preview_picture(volume: CtVolume, result: SegmentationResult) -> Image.Image
 
 def _slice_to_show(labels: NDArray[Any], artery: Mask) -> int:
     """The slice that shows most of the first (most probable) embolus; without one, most of the artery."""
-    for mask in (labels == 1, labels > 0, artery):
-        area = np.count_nonzero(mask, axis=(1, 2))
-        if area.any():
-            return int(area.argmax())
+    areas = label_areas(labels)
+    for area in (areas[:, 1:2].sum(axis=1), areas.sum(axis=1), [np.count_nonzero(plane) for plane in artery]):
+        if np.any(area):
+            return int(np.argmax(area))
     return len(labels) // 2
 
 

@@ -142,7 +142,7 @@ def _write_objects(
     seg = None
     if has_segments(findings, seg_options):
         seg = write_seg(source, result, directory / SEG_FILE, identity=identity, options=seg_options)
-    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity, options=seg_options)
+    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity, options=seg_options, headers=headers)
     pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
     return {
         ResultKind.SEG: () if seg is None else (seg,),

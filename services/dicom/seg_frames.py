@@ -62,7 +62,7 @@ def save_segmentation(
         probability: of a FRACTIONAL one (z, y, x), 255 for 1.
     """
     header = slice_header(source, 0)
-    planes = source.on_slices(numbers)
+    planes = np.ascontiguousarray(source.on_slices(numbers))
     example = np.zeros((1, *planes.shape[1:]), dtype=planes.dtype)
     example[0, 0, 0] = 1
     segmentation = make([header], example)
@@ -166,12 +166,12 @@ def _pixel_data(
     yield head_of(_PIXEL_DATA, "OW" if kind is SegType.LABELMAP and planes.itemsize > 1 else "OB", length + length % 2)
     if kind is SegType.LABELMAP:
         for _, index in frames:
-            yield np.ascontiguousarray(planes[index]).data.cast("B")
+            yield planes[index].data.cast("B")
     elif kind is SegType.FRACTIONAL:
         assert probability is not None, "asked for before anything is written"
         for number, index in frames:
             inside = planes[index] == number
-            yield (np.maximum(probability[index], 1) * inside).data.cast("B")
+            yield (np.maximum(probability[index], 1) * inside).tobytes()
     else:
         masks = np.empty((_FRAMES_AT_ONCE, *planes.shape[1:]), dtype=bool)
         for start in range(0, len(frames), _FRAMES_AT_ONCE):

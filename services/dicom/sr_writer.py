@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import highdicom as hd
+import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     Comprehensive3DSR,
@@ -30,11 +31,12 @@ from highdicom.sr import (
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from scipy.ndimage import find_objects
 
 from imaging.findings import RESEARCH_USE_ONLY, Findings, Lesion, Outcome
+from imaging.label_areas import label_areas
 from imaging.result import SegmentationResult
 from services.dicom import result_codes
 from services.dicom.identity import ResultIdentity
@@ -76,22 +78,24 @@ def write_sr(
     *,
     identity: ResultIdentity,
     options: SegOptions = DEFAULT_OPTIONS,
+    headers: list[Dataset] | None = None,
 ) -> SopInstance:
     """Write the report on an analysed scan under `path`, complete or not at all; equal arguments write equal bytes.
 
     Args:
         seg: the result's SEG, whose segments the report refers to; None where no segment was to be written.
         options: the SEG's.
+        headers: `reference_headers` of the source, from who has them already.
     """
-    headers = reference_headers(source)
+    headers = headers or reference_headers(source)
     evidence = list(headers)
     groups: list[Group] = [_scan_group(result.findings, identity)]
     if seg is not None:
         evidence.append(_seg_reference(seg))
-    boxes = find_objects(result.embolus_labelmap)
+    areas = label_areas(result.embolus_labelmap)
     for lesion in result.findings.reported:
         assert seg is not None, "emboli are segments"
-        images = _source_images(source, headers, boxes[lesion.id - 1][0])
+        images = _source_images(source, headers, np.flatnonzero(areas[:, lesion.id]))
         number = options.segment_number(lesion.id)
         segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, number, source_images=images)
         groups.append(_embolus_group(lesion, segment, identity))
@@ -225,9 +229,11 @@ def _algorithm(identity: ResultIdentity) -> AlgorithmIdentification:
     )
 
 
-def _source_images(source: SourceSeries, headers: Sequence[Dataset], slices: slice) -> list[SourceImageForSegmentation]:
-    """The images of these slices."""
-    shown = range(slices.start, slices.stop)
+def _source_images(
+    source: SourceSeries, headers: Sequence[Dataset], slices: NDArray[np.intp]
+) -> list[SourceImageForSegmentation]:
+    """The images from the first to the last of these slices."""
+    shown = range(int(slices[0]), int(slices[-1]) + 1)
     sop_class_uid = headers[0].SOPClassUID
     if source.is_multi_frame:
         frames = sorted(source.frame_indices[index] + 1 for index in shown)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from imaging.errors import ConfigurationError
 from imaging.findings import ArteryLevel
@@ -92,3 +93,20 @@ def test_without_a_probable_voxel_the_scan_keeps_its_best_candidate_as_probabili
 def test_thresholds_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="voxel <= score"):
         LesionThresholds(voxel=0.7, score=0.6, min_volume_ml=0.0)
+
+
+@pytest.mark.parametrize("radius_mm", [1.0, 2.0, 3.0, 4.0, 6.6, 7.4, 12.0])
+@pytest.mark.parametrize("spacing_zyx_mm", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.8)])
+def test_the_level_is_that_of_the_distance_to_the_wall_in_the_whole_volume(
+    radius_mm: float, spacing_zyx_mm: tuple[float, float, float]
+) -> None:
+    shape = [round(50 / step) for step in spacing_zyx_mm]
+    z, y, x = (np.arange(n) * step - 25 for n, step in zip(shape, spacing_zyx_mm, strict=True))
+    artery = np.broadcast_to(y[:, None] ** 2 + x[None, :] ** 2 < radius_mm**2, shape).copy()
+    probability = np.where(artery & (np.abs(z) < 4)[:, None, None], 0.9, 0.0).astype(np.float32)
+    volume = CtVolume(np.zeros(shape, dtype=np.int16), np.diag([*spacing_zyx_mm, 1.0])[[2, 1, 0, 3]])
+    (lesion,) = find_lesions(probability, artery, volume, THRESHOLDS, min_score=None).lesions
+    inside = ndimage.distance_transform_edt(np.pad(artery, 1), sampling=spacing_zyx_mm)[1:-1, 1:-1, 1:-1]
+    largest = inside[probability > 0].max()
+    levels = {7.0: ArteryLevel.CENTRAL, 3.8: ArteryLevel.LOBAR, 1.9: ArteryLevel.SEGMENTAL, 0: ArteryLevel.SUBSEGMENTAL}
+    assert lesion.artery_level is next(level for least, level in levels.items() if largest >= least)
