@@ -138,7 +138,7 @@ class _ArrivingFiles:
         self._digest = hashlib.sha256()
         self._file = (self._into / "arriving").open("wb")
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         assert self._file is not None
         self._bytes += len(piece)
         if self._bytes > self._max_bytes:
@@ -205,7 +205,7 @@ class _FormParts:
             self._field = name
             self._text = b""
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         if self._field is None:
             self._files.write(piece)
             return
