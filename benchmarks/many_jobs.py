@@ -16,7 +16,7 @@ from services.store.rows import DeliveryState, HeldSeriesRow, JobRow, JobState, 
 
 LAST_CREATED_AT = datetime(2026, 6, 30, 12, tzinfo=UTC)
 _APART = timedelta(minutes=5)
-_WAITING, _RUNNING = 200, 4  # the newest jobs, however many there are
+_WAITING, _RUNNING = 200, 4  # the newest jobs, each time that some are written
 _AT_ONCE = 5000
 
 
@@ -32,7 +32,8 @@ def add_jobs(database: Database, count: int, *, all_together: int) -> list[str]:
         ids += [job["id"] for job in jobs]
         with database.write() as session:
             session.execute(_into(JobRow), jobs)
-            session.execute(_into(OutboxRow), [row for job in jobs for row in _deliveries(job)])
+            if deliveries := [row for job in jobs for row in _deliveries(job)]:
+                session.execute(_into(OutboxRow), deliveries)
             session.execute(_into(HeldSeriesRow), [_held_series(job) for job in jobs])
     with database.write() as session:
         session.execute(text("ANALYZE"))
