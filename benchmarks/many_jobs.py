@@ -14,7 +14,7 @@ from imaging.findings import ArteryLevel, Findings, Lesion, Outcome
 from services.store.database import Database
 from services.store.rows import DeliveryState, HeldSeriesRow, JobRow, JobState, OutboxRow, Priority, Source
 
-LAST_CREATED_AT = datetime(2026, 6, 30, 12, tzinfo=UTC)
+FIRST_CREATED_AT = datetime(2025, 6, 30, 12, tzinfo=UTC)
 _APART = timedelta(minutes=5)
 _WAITING, _RUNNING = 200, 4  # the newest jobs, each time that some are written
 _AT_ONCE = 5000
@@ -56,7 +56,7 @@ def _job(number: int, all_together: int) -> dict[str, Any]:
         if from_end <= _WAITING + _RUNNING
         else chance.choices((JobState.COMPLETED, JobState.NOT_ANALYSABLE, JobState.FAILED), (96, 3, 1))[0]
     )
-    created_at = LAST_CREATED_AT - from_end * _APART
+    created_at = FIRST_CREATED_AT + number * _APART
     has_ended = state not in (JobState.QUEUED, JobState.RUNNING)
     findings = _findings(chance) if state is JobState.COMPLETED else None
     return {
