@@ -59,6 +59,7 @@ def create_app(settings: Settings, *, is_stopping: Callable[[], bool] = lambda: 
         gateway = await run_in_threadpool(Gateway.open, settings)
         gateway.is_stopping = is_stopping
         app.state.gateway = gateway
+        app.state.reads = status_routes.StatusReads(gateway)
         yield
         await run_in_threadpool(gateway.close)
 

@@ -6,8 +6,9 @@ the same way within a minute is one message, since a viewer asks for hundreds of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -71,52 +72,69 @@ class AuditedRequests:
             nonlocal is_answered
             if message["type"] == "http.response.start":
                 is_answered = True
-                await run_in_threadpool(self._write, scope, message["status"], Headers(raw=message["headers"]))
+                await _write(list(self._messages(scope, message["status"], Headers(raw=message["headers"]))))
             await send(message)
 
         try:
             await self._app(scope, receive, send_audited)
         finally:
             if not is_answered and scope.get("state", {}).get("received"):  # it broke off, or ended in an error of ours
-                await run_in_threadpool(self._write_received, scope)
+                await _write(list(_of_received(scope)))
 
-    def _write(self, scope: Scope, status: int, headers: Headers) -> None:
+    def _messages(self, scope: Scope, status: int, headers: Headers) -> Iterator[_Message]:
+        """What is to be written about a request: of most that only look, nothing, and no thread is asked for it."""
         gateway: Gateway = scope["app"].state.gateway
         principal, peer = scope.get("state", {}).get("principal"), _peer(scope)
         path, trail = scope["path"], gateway.audit
         if status == 401:
             if (left_out := self._repeats.left_out((peer, status))) is not None:
-                events.authenticated(trail, peer, failed=with_count("not let in", left_out))
+                yield partial(events.authenticated, trail, peer, failed=with_count("not let in", left_out))
             return
         if principal is not None and self._logins.left_out(peer) is not None:
-            events.authenticated(trail, peer)
+            yield partial(events.authenticated, trail, peer)
         if status == 403:
             if (left_out := self._repeats.left_out((peer, status, path))) is not None:
-                events.access_refused(trail, peer, path, with_count("may not do this", left_out))
+                yield partial(events.access_refused, trail, peer, path, with_count("may not do this", left_out))
             return
-        self._write_received(scope)  # also where the request ends in an error: what it brought before stays
+        yield from _of_received(scope)  # also where the request ends in an error: what it brought before stays
         if status >= 400 or "route" not in scope:
             return
         route: str = scope["route"].name
         parameters = scope.get("path_params", {})
         if route.startswith("search_"):
-            events.queried(trail, peer, path, scope["query_string"].decode("latin-1"))
+            yield partial(events.queried, trail, peer, path, scope["query_string"].decode("latin-1"))
         elif route.startswith("retrieve_"):
             study = parameters["study"]
             if self._repeats.left_out((peer, "retrieve", study)) is not None:
-                _retrieved(trail, peer, _study(gateway, study))
+                yield lambda: _retrieved(trail, peer, _study(gateway, study))
         elif (write := _OF_A_JOB.get(route)) is not None:
             # Of a new job the response names it.
             job_id = parameters.get("job_id") or headers.get("location", "").rsplit("/", 1)[-1]
             if write not in _READ_ONLY or self._repeats.left_out((peer, route, job_id)) is not None:
-                write(trail, peer, _job(gateway, job_id))
+                yield lambda: write(trail, peer, _job(gateway, job_id))
 
-    def _write_received(self, scope: Scope) -> None:
-        gateway: Gateway = scope["app"].state.gateway
-        received: Mapping[str, Mapping[str, int]] = scope.get("state", {}).get("received", {})
-        for study, instances in received.items():
-            subject = replace(_study(gateway, study), instances=instances)
-            events.instances_received(gateway.audit, _peer(scope), subject)
+
+_Message = Callable[[], bool]  # writes it
+
+
+async def _write(messages: Sequence[_Message]) -> None:
+    def write_all() -> None:
+        for message in messages:
+            message()
+
+    if messages:
+        await run_in_threadpool(write_all)
+
+
+def _of_received(scope: Scope) -> Iterator[_Message]:
+    gateway: Gateway = scope["app"].state.gateway
+    received: Mapping[str, Mapping[str, int]] = scope.get("state", {}).get("received", {})
+    for study, instances in received.items():
+        yield partial(_write_received, gateway, _peer(scope), study, instances)
+
+
+def _write_received(gateway: Gateway, peer: Peer, study: str, instances: Mapping[str, int]) -> bool:
+    return events.instances_received(gateway.audit, peer, replace(_study(gateway, study), instances=instances))
 
 
 def _peer(scope: Scope) -> Peer:

@@ -54,7 +54,7 @@ def _needed(method: str, path: str) -> Scope:
     return Scope.READ if method in _READING else Scope.SUBMIT
 
 
-def calling_principal(request: Request) -> Principal:
+async def calling_principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
 
@@ -127,7 +127,7 @@ class Authentication:
                 if self._token_checks is None:
                     self._token_checks = anyio.CapacityLimiter(_TOKENS_CHECKED_AT_ONCE)
                 return await anyio.to_thread.run_sync(gateway.tokens.principal_of, text, limiter=self._token_checks)
-            principal = await run_in_threadpool(gateway.keys.principal_of, text)
+            principal = await gateway.callers.ask(text)
             if principal is None:
                 raise NotAuthenticated(
                     "the API key is not valid",

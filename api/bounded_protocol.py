@@ -20,7 +20,9 @@ LOOK_S = 20.0
 LEAST_BYTES_PER_S = 1024
 TAKE_S = 30.0
 CONNECTIONS_MAX = 1000
-_RECEIVED_AT_ONCE_BYTES = 1 << 15
+_RECEIVED_AT_ONCE_BYTES = 1 << 15  # asyncio reads 256 KiB, which 200 uploads at a time would make 50 MiB
+_RECEIVED_TOGETHER_BYTES = 1 << 22  # by all requests: one upload alone gets the most
+_MOST_RECEIVED_AT_ONCE_BYTES = 1 << 19
 
 
 class BoundedProtocol(H11Protocol):
@@ -28,8 +30,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # asyncio reads 256 KiB at once, which 200 uploads at a time would make 50 MiB.
-        transport.max_size = _RECEIVED_AT_ONCE_BYTES  # type: ignore[attr-defined]
+        self._receive_at_once(_RECEIVED_AT_ONCE_BYTES)
         self._opened_at = self.loop.time()
         self._received = 0
         self._was_held_back = False  # by us, since the last look
@@ -47,6 +48,12 @@ class BoundedProtocol(H11Protocol):
         self._received += len(data)
         super().data_received(data)
         self._was_held_back |= self.flow.read_paused
+        if self.conn.their_state is h11.SEND_BODY:
+            share = _RECEIVED_TOGETHER_BYTES // max(1, len(self.tasks))
+            self._receive_at_once(max(_RECEIVED_AT_ONCE_BYTES, min(share, _MOST_RECEIVED_AT_ONCE_BYTES)))
+
+    def _receive_at_once(self, count: int) -> None:
+        self.transport.max_size = count  # type: ignore[attr-defined]
 
     def pause_writing(self) -> None:
         super().pause_writing()

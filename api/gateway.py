@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import anyio
 from fastapi import Depends, Request
 
+from api.asked_together import AskedTogether
 from imaging.errors import ConfigurationError, StateConflict
 from services.accounts.exposure import check_authentication, check_secrets, is_loopback
 from services.accounts.key_store import FIRST_KEY_FILE, KeyStore
@@ -42,6 +43,7 @@ class Gateway:
     `is_stopping` tells long answers (events, `?wait=`) that the server is about to end.
     `conversions` counts those that may run at once. Uploads work in threads of their own, `upload_threads` those that
     write what comes, `inspection_threads` those that unpack and judge it: other requests do not wait for them.
+    `callers` are who shows these keys.
     """
 
     settings: Settings
@@ -64,6 +66,7 @@ class Gateway:
     request_rate: RateLimit = field(init=False)
     failed_logins: RateLimit = field(init=False)
     audit: AuditTrail = field(init=False)
+    callers: AskedTogether[str, Principal] = field(init=False)
     _keys_in_use: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class Gateway:
         self.request_rate = RateLimit(limits.requests_per_second, limits.requests_at_once)
         self.failed_logins = RateLimit(limits.failed_logins_per_minute / 60, max(1, limits.failed_logins_per_minute))
         self.audit = AuditTrail(limits, "gateway")
+        self.callers = AskedTogether(self.keys.principals_of)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -162,4 +166,8 @@ def opened_gateway(request: Request) -> Gateway:
     return gateway
 
 
-OpenGateway = Annotated[Gateway, Depends(opened_gateway)]
+async def _opened_gateway(request: Request) -> Gateway:  # what is no coroutine costs a thread
+    return opened_gateway(request)
+
+
+OpenGateway = Annotated[Gateway, Depends(_opened_gateway)]

@@ -18,13 +18,18 @@ def visible_job_id(job_id: str, gateway: OpenGateway, caller: Caller) -> str:
     Raises:
         NotFound: no UUID, no such job, or another tenant's: the answer is the same.
     """
-    try:
-        known = str(uuid.UUID(job_id))
-    except ValueError:
-        raise NotFound(f"no job {job_id[:64]!r}") from None
+    known = checked_job_id(job_id)
     if not caller.sees(gateway.jobs.get(known).tenant):
         raise NotFound(f"no job {known!r}")
     return known
+
+
+def checked_job_id(job_id: str) -> str:
+    """The id as the database writes it. Raises NotFound where it is no UUID."""
+    try:
+        return str(uuid.UUID(job_id))
+    except ValueError:
+        raise NotFound(f"no job {job_id[:64]!r}") from None
 
 
 JobId = Annotated[str, Depends(visible_job_id)]

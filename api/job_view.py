@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from api.gateway import Gateway
@@ -10,12 +11,13 @@ from api.schemas import (
     DeliverySchema,
     FindingsSchema,
     JobErrorSchema,
+    JobPageSchema,
     JobSchema,
     JobSummarySchema,
     LinksSchema,
     ProgressSchema,
 )
-from imaging.errors import Reason
+from imaging.errors import NotFound, Reason
 from imaging.findings import Findings, Outcome
 from services.delivery.sent_object import status_text, warning_of
 from services.store.rows import FINAL_STATES, DeliveryState, JobRow, JobState, OutboxRow
@@ -42,12 +44,53 @@ def has_refusal(job: JobRow) -> bool:
     return job.state in (JobState.NOT_ANALYSABLE, JobState.FAILED) and job.findings is not None
 
 
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as the API shows it, to those who see its tenant's jobs."""
+
+    tenant: str
+    shown: JobSchema
+
+
 def job_view(gateway: Gateway, job_id: str) -> JobSchema:
     """Raises NotFound."""
-    job = gateway.jobs.get(job_id)
+    view = job_views(gateway, [job_id]).get(job_id)
+    if view is None:
+        raise NotFound(f"no job {job_id!r}")
+    return view.shown
+
+
+def job_views(gateway: Gateway, job_ids: Collection[str]) -> dict[str, JobView]:
+    """Of those jobs that there are, by id. As many queries for many as for one, unless jobs could be tried again."""
+    jobs = gateway.jobs.those_of(job_ids)
+    positions = _positions(gateway, jobs)
+    deliveries = gateway.outbox.of_jobs(job_ids)
+    return {
+        job.id: JobView(job.tenant, _job(gateway, job, positions.get(job.id), deliveries.get(job.id, [])))
+        for job in jobs
+    }
+
+
+def page_view(gateway: Gateway, jobs: Sequence[JobRow], following: str | None) -> JobPageSchema:
+    """One page of the worklist; `following` is the cursor of the next one."""
+    positions = _positions(gateway, jobs)
+    parked = gateway.outbox.parked_of([job.id for job in jobs])
+    lines = [
+        JobSummarySchema.model_validate(_summary(job, positions.get(job.id), parked.get(job.id, 0))) for job in jobs
+    ]
+    return JobPageSchema(jobs=lines, next=following)
+
+
+def _positions(gateway: Gateway, jobs: Sequence[JobRow]) -> dict[str, int]:
+    """Places in the queue; of nobody else where one of these alone waits."""
+    queued = [job for job in jobs if job.state == JobState.QUEUED]
+    if len(queued) > 1:
+        return gateway.jobs.queue_positions()
+    return {job.id: position for job in queued if (position := gateway.jobs.queue_position(job)) is not None}
+
+
+def _job(gateway: Gateway, job: JobRow, position: int | None, deliveries: Sequence[OutboxRow]) -> JobSchema:
     findings = findings_of(job)
-    position = gateway.jobs.queue_position(job)
-    deliveries = gateway.outbox.of_job(job_id)
     return JobSchema.model_validate(
         _summary(job, position, sum(row.state == DeliveryState.PARKED for row in deliveries))
         | {
@@ -63,15 +106,6 @@ def job_view(gateway: Gateway, job_id: str) -> JobSchema:
             "deliveries": [_delivery(row) for row in deliveries],
         }
     )
-
-
-def summaries(gateway: Gateway, jobs: Sequence[JobRow]) -> list[JobSummarySchema]:
-    some_are_queued = any(job.state == JobState.QUEUED for job in jobs)
-    positions = gateway.jobs.queue_positions() if some_are_queued else {}
-    parked = gateway.outbox.parked_of([job.id for job in jobs])
-    return [
-        JobSummarySchema.model_validate(_summary(job, positions.get(job.id), parked.get(job.id, 0))) for job in jobs
-    ]
 
 
 def progress_view(gateway: Gateway, job_id: str) -> ProgressSchema:

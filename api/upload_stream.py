@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import anyio
 from anyio.to_thread import run_sync
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -87,7 +89,7 @@ class Body(Protocol):
 
 
 async def feed_body(request: Request, body: Body, *, max_bytes: int, max_bytes_around: int) -> None:
-    """Hand the request's body on in a thread, 32 KiB at least at a time.
+    """Hand the request's body on in a thread, 32 KiB at least at a time, while the next piece comes.
 
     Args:
         max_bytes_around: what may come beside the `max_bytes` of files: form fields, part headers.
@@ -99,12 +101,22 @@ async def feed_body(request: Request, body: Body, *, max_bytes: int, max_bytes_a
     threads = opened_gateway(request).upload_threads
     if announced_bytes(request) > max_bytes + max_bytes_around:
         raise too_many_bytes(max_bytes)
+    feeding: asyncio.Task[None] | None = None
     batch = b""
-    async for chunk in request.stream():
-        batch = batch + chunk if batch else chunk  # under load a chunk is a batch, and is not copied
-        if len(batch) >= _BATCH_BYTES:
-            await run_sync(body.feed, batch, limiter=threads)
-            batch = b""
+    try:
+        async for chunk in request.stream():
+            batch = batch + chunk if batch else chunk  # under load a chunk is a batch, and is not copied
+            if len(batch) >= _BATCH_BYTES:
+                if feeding is not None:
+                    await feeding
+                feeding = asyncio.create_task(run_sync(body.feed, batch, limiter=threads))
+                batch = b""
+    finally:
+        if feeding is not None:  # nobody closes a file that is being written
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([feeding])
+    if feeding is not None:
+        await feeding
     await run_sync(body.feed, batch, limiter=threads)
     await run_sync(body.end, limiter=threads)
 
@@ -138,7 +150,7 @@ class _ArrivingFiles:
         self._digest = hashlib.sha256()
         self._file = (self._into / "arriving").open("wb")
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         assert self._file is not None
         self._bytes += len(piece)
         if self._bytes > self._max_bytes:
@@ -205,7 +217,7 @@ class _FormParts:
             self._field = name
             self._text = b""
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         if self._field is None:
             self._files.write(piece)
             return

@@ -24,8 +24,8 @@ class Parts(Protocol):
     def begin(self, headers: Mapping[str, str]) -> None:
         """`headers` of the part, their names in lower case."""
 
-    def write(self, piece: bytes) -> None:
-        """The next bytes of the part."""
+    def write(self, piece: memoryview) -> None:
+        """The next bytes of the part: a view of what was fed, not a copy."""
 
     def end(self) -> None:
         """The part is complete."""
@@ -46,7 +46,7 @@ class MultipartReader:
             "on_header_value": self._on_header_value,
             "on_header_end": self._on_header_end,
             "on_headers_finished": lambda: parts.begin(self._headers),
-            "on_part_data": lambda data, start, end: parts.write(data[start:end]),
+            "on_part_data": lambda data, start, end: parts.write(memoryview(data)[start:end]),
             "on_part_end": parts.end,
             "on_end": self._on_end,
         }

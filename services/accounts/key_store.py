@@ -7,11 +7,12 @@ import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.exc import OperationalError
 
 from imaging.errors import ConfigurationError, NotFound, StateConflict
@@ -19,7 +20,7 @@ from services.accounts.api_key import ApiKey, hashed
 from services.accounts.principal import Principal, Scope, checked_tenant
 from services.store.database import Database
 from services.store.jobs import utc_now
-from services.store.rows import DEFAULT_TENANT, ApiKeyRow, BrowserSessionRow
+from services.store.rows import DEFAULT_TENANT, ApiKeyRow, BrowserSessionRow, UtcDateTime
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._noted: dict[str, datetime] = {}
+        self._notes = ThreadPoolExecutor(1, "noting")
 
     # By an operator
 
@@ -137,12 +139,21 @@ class KeyStore:
 
     def principal_of(self, text: str) -> Principal | None:
         """The caller who shows this text; None where it is no key of ours that is valid now."""
-        key = ApiKey.parse(text)
-        row = None if key is None else self._usable_row(key.id)
-        if key is None or row is None or not key.matches(row.secret_hash):
+        row = self._usable_rows([text]).get(text)
+        if row is None:
             return None
-        self._note_use(row)
+        self._note_use([row])
         return _principal(row)
+
+    def principals_of(self, texts: Collection[str]) -> dict[str, Principal]:
+        """The callers who show these texts, of those that are keys of ours that are valid now: one look-up for all.
+
+        None of them waits for his use to be noted, which has to wait for whoever writes.
+        """
+        rows = self._usable_rows(texts)
+        if noted := self._to_be_noted(rows.values()):
+            self._notes.submit(self._note, noted)
+        return {text: _principal(row) for text, row in rows.items()}
 
     def open_session(self, text: str, *, lasts: timedelta) -> str | None:
         """The token of a new browser session for who shows this key; None where it is not valid."""
@@ -169,27 +180,46 @@ class KeyStore:
             row = session.scalars(query).first()
         if row is None:
             return None
-        self._note_use(row)
+        self._note_use([row])
         return _principal(row)
 
     def close_session(self, token: str) -> None:
         with self._database.write() as session:
             session.execute(delete(BrowserSessionRow).where(BrowserSessionRow.token_hash == hashed(token)))
 
-    def _usable_row(self, key_id: str) -> ApiKeyRow | None:
+    def _usable_rows(self, texts: Collection[str]) -> dict[str, ApiKeyRow]:
+        """Of those texts that are keys; each checked in constant time."""
+        keys = {text: key for text in texts if (key := ApiKey.parse(text)) is not None}
+        if not keys:
+            return {}
+        asked = {"ids": list({key.id for key in keys.values()}), "now": utc_now()}
         with self._database.read() as session:
-            return session.scalars(select(ApiKeyRow).where(ApiKeyRow.id == key_id, *_usable())).first()
+            rows = {row.id: row for row in session.scalars(_USABLE_NAMED, asked)}
+        return {
+            text: rows[key.id] for text, key in keys.items() if key.id in rows and key.matches(rows[key.id].secret_hash)
+        }
 
-    def _note_use(self, row: ApiKeyRow) -> None:
+    def _note_use(self, rows: Collection[ApiKeyRow]) -> None:
+        if noted := self._to_be_noted(rows):
+            self._note(noted)
+
+    def _to_be_noted(self, rows: Collection[ApiKeyRow]) -> list[str]:
+        """Ids of those whose use was not noted for a while; it counts as noted from now on."""
         now = utc_now()
-        if now - self._noted.get(row.id, row.last_used_at or row.created_at - _NOTED_EVERY) < _NOTED_EVERY:
-            return
-        self._noted[row.id] = now
+        due = [
+            row.id
+            for row in rows
+            if now - self._noted.get(row.id, row.last_used_at or row.created_at - _NOTED_EVERY) >= _NOTED_EVERY
+        ]
+        self._noted |= dict.fromkeys(due, now)
+        return due
+
+    def _note(self, ids: Collection[str]) -> None:
         try:
             with self._database.write() as session:
-                session.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(last_used_at=now))
-        except OperationalError as error:  # the caller is known all the same
-            log.warning("the use of key %s could not be noted: %s", row.id, type(error).__name__)
+                session.execute(update(ApiKeyRow).where(ApiKeyRow.id.in_(ids)).values(last_used_at=utc_now()))
+        except OperationalError as error:  # the callers are known all the same
+            log.warning("the use of keys %s could not be noted: %s", ", ".join(ids), type(error).__name__)
 
 
 def is_usable(row: ApiKeyRow) -> bool:
@@ -198,7 +228,11 @@ def is_usable(row: ApiKeyRow) -> bool:
 
 
 def _usable() -> tuple[Any, ...]:
-    return ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > utc_now())
+    return _usable_at(utc_now())
+
+
+def _usable_at(now: Any) -> tuple[Any, ...]:
+    return ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now)
 
 
 def _row(key: ApiKey, name: str, *, scopes: Iterable[Scope], tenant: str = DEFAULT_TENANT, **values: Any) -> ApiKeyRow:
@@ -229,3 +263,9 @@ def _write_for_owner(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(written, path)
+
+
+# Asked at every request: built once.
+_USABLE_NAMED = select(ApiKeyRow).where(
+    ApiKeyRow.id.in_(bindparam("ids", expanding=True)), *_usable_at(bindparam("now", type_=UtcDateTime()))
+)

@@ -99,7 +99,7 @@ class StowReceiver:
         self._beginning.clear()
         self._file = self._part.open("wb", buffering=0)  # so that a full disk says so in `write`
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """Raises InputTooLarge over the limit of bytes."""
         assert self._file is not None
         self._bytes += len(piece)
@@ -163,7 +163,7 @@ class StowReceiver:
             with suppress(OSError):  # a full disk has said so already
                 self._file.close()
 
-    def _has_written(self, piece: bytes) -> bool:
+    def _has_written(self, piece: bytes | memoryview) -> bool:
         assert self._file is not None
         try:
             self._store.check_room(len(piece))

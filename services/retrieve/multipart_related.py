@@ -48,7 +48,7 @@ class _WholeParts:
     def begin(self, headers: Mapping[str, str]) -> None:
         self._part = bytearray()
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         if len(self._part) + len(piece) > _MAX_PART_BYTES:
             raise NodeUnavailable(f"a part of the answer is over {_MAX_PART_BYTES} bytes")
         self._part += piece

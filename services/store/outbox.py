@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, case, false, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, false, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from imaging.errors import NotFound, StateConflict
@@ -27,6 +27,14 @@ _URGENCY = case(
     ),
     (JobRow.priority == Priority.STAT.value, 1),
     else_=2,
+)
+
+_NAMED = OutboxRow.job_id.in_(bindparam("job_ids", expanding=True))
+_OF_JOBS = select(OutboxRow).where(_NAMED).order_by(OutboxRow.id)
+_PARKED_OF_JOBS = (
+    select(OutboxRow.job_id, func.count())
+    .where(_NAMED, OutboxRow.state == DeliveryState.PARKED.value)
+    .group_by(OutboxRow.job_id)
 )
 
 
@@ -224,13 +232,8 @@ class Outbox:
 
     def parked_of(self, job_ids: Collection[str]) -> dict[str, int]:
         """How many deliveries are parked, of those of the jobs that have any."""
-        query = (
-            select(OutboxRow.job_id, func.count())
-            .where(OutboxRow.job_id.in_(job_ids), OutboxRow.state == DeliveryState.PARKED.value)
-            .group_by(OutboxRow.job_id)
-        )
         with self._database.read() as session:
-            return dict(session.execute(query).tuples().all())
+            return dict(session.execute(_PARKED_OF_JOBS, {"job_ids": list(job_ids)}).tuples().all())
 
     def bring_forward(self, *, longest_s: float, longest_commitment_s: float = 0.0) -> None:
         """What is not due for longer than anything is put off has been overtaken: the clock was set back. It is due.
@@ -268,8 +271,15 @@ class Outbox:
             )
 
     def of_job(self, job_id: str) -> Sequence[OutboxRow]:
+        return self.of_jobs([job_id]).get(job_id, [])
+
+    def of_jobs(self, job_ids: Collection[str]) -> dict[str, list[OutboxRow]]:
+        """In the order in which they were written, of those jobs that have any; one query."""
+        found: dict[str, list[OutboxRow]] = {}
         with self._database.read() as session:
-            return session.scalars(select(OutboxRow).where(OutboxRow.job_id == job_id).order_by(OutboxRow.id)).all()
+            for row in session.scalars(_OF_JOBS, {"job_ids": list(job_ids)}):
+                found.setdefault(row.job_id, []).append(row)
+        return found
 
     def objects_at(self, job_id: str, destination: str) -> Sequence[OutboxRow]:
         """The objects of a job that a destination has."""

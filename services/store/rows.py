@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -116,6 +117,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return stored.replace(tzinfo=UTC) if stored.tzinfo is None else stored.astimezone(UTC)
 
 
+_NOT_INDEXED = text("indexed_at IS NULL OR indexed_at != updated_at")  # as `services.dicomweb.held_index` asks for it
+
+
 class Base(DeclarativeBase):
     pass
 
@@ -141,6 +145,9 @@ class JobRow(Base):
         Index("ix_jobs_started", "started_at"),
         UniqueConstraint("idempotency_key", name="uq_jobs_idempotency_key"),
         Index("ix_jobs_tenant_created", "tenant", "created_at"),
+        Index("ix_jobs_created", "created_at"),
+        Index("ix_jobs_study", "study_instance_uid"),
+        Index("ix_jobs_not_indexed", "updated_at", sqlite_where=_NOT_INDEXED, postgresql_where=_NOT_INDEXED),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

@@ -49,7 +49,7 @@ class Gathered:
     def begin(self, headers: Mapping[str, str]) -> None:
         self.parts.append((headers["content-type"], b""))
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         kind, content = self.parts[-1]
         self.parts[-1] = kind, content + piece
 

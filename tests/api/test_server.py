@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.server import _bind
 from services.embedded_redis import free_port
 from tests.api.conftest import bearer
 
@@ -135,3 +137,10 @@ def test_error_inside_is_logged_with_its_place_and_without_its_text(gateway_proc
     assert "FileNotFoundError" in said
     assert str(data_dir) not in said
     assert "1.22.333" not in said
+
+
+def test_no_answer_waits_for_an_acknowledgement():
+    """An answer is written in two pieces: by Nagle's algorithm the second waits until the client has said it has the
+    first, which a client delays by 40 ms. asyncio turns it off where the listening socket names its protocol."""
+    with _bind("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

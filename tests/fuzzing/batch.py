@@ -76,7 +76,7 @@ def read_multipart(body: bytes) -> None:
         def begin(self, headers: Mapping[str, str]) -> None:
             parse_options_header(headers.get("content-disposition", ""))
 
-        def write(self, piece: bytes) -> None:
+        def write(self, piece: memoryview) -> None:
             pass
 
         def end(self) -> None:

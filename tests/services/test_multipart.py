@@ -29,7 +29,7 @@ class Gathered:
         assert self.open is None
         self.headers, self.open = dict(headers), b""
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: memoryview) -> None:
         assert self.open is not None
         self.open += piece
 
@@ -79,3 +79,18 @@ def test_headers_without_an_end_are_refused() -> None:
     reader = MultipartReader(b"limit", Gathered())
     with pytest.raises(InputError, match="malformed multipart"):
         reader.feed(b"--limit\r\n" + b"X: " + b"y" * 5000)
+
+
+def test_what_is_fed_is_handed_on_in_one_piece_and_not_copied() -> None:
+    class Pieces(Gathered):
+        def write(self, piece: memoryview) -> None:
+            pieces.append(piece)
+
+    pieces: list[memoryview] = []
+    reader = MultipartReader(b"limit", Pieces())
+    reader.feed(b"--limit\r\n\r\n")
+    fed = [bytes(1 << 20) for _ in range(3)]
+    for piece in fed:
+        reader.feed(piece)
+    assert [piece.obj for piece in pieces] == fed
+    assert all(piece.obj is one for piece, one in zip(pieces, fed, strict=True))

@@ -49,6 +49,13 @@ class TestAKey:
         assert row.secret_hash.encode() in kept
         assert key.secret.encode() not in kept
 
+    def test_many_callers_are_looked_up_at_once(self, keys: KeyStore) -> None:
+        texts = [keys.create(name, scopes=[Scope.READ])[1].text() for name in "abc"]
+        gone, gone_key = keys.create("gone", scopes=[Scope.READ])
+        keys.revoke(gone.id)
+        found = keys.principals_of([*texts, gone_key.text(), ApiKey.generate().text(), "no key"])
+        assert {text: one.name for text, one in found.items()} == dict(zip(texts, "abc", strict=True))
+
     def test_anothers_secret_does_not_do(self, keys: KeyStore) -> None:
         (_, one), (_, other) = keys.create("a", scopes=[Scope.READ]), keys.create("b", scopes=[Scope.READ])
         assert keys.principal_of(ApiKey(one.id, other.secret).text()) is None

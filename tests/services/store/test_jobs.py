@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from imaging.errors import Cancelled, NotFound, Reason, StateConflict
+from services.dicomweb.held_index import HeldIndex
 from services.store.database import Database
 from services.store.jobs import Delivery, JobFilter, JobStore, LeaseAnswer
 from services.store.outbox import Outbox
 from services.store.rows import JobRow, JobState, Priority, Source, Stage
+from services.store.study_store import StudyStore
 
 FINDINGS = {"outcome": "no_embolus", "reasons": []}
 REASON = Reason("intake.too_few_slices", "3 slices, at least 20 are asked for")
@@ -462,6 +466,53 @@ def test_pages_follow_each_other_without_gap_or_overlap(jobs: JobStore) -> None:
         last = page[-1]
         upload(jobs)  # what comes in meanwhile is newer and changes no later page
     assert seen == made[::-1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (JobFilter(), "ix_jobs_created"),
+        (JobFilter(tenant="default"), "ix_jobs_tenant_created"),
+        (JobFilter(state=JobState.QUEUED), "ix_jobs_state_created"),
+        (JobFilter(study_instance_uid="1.2.3"), "ix_jobs_study"),
+    ],
+)
+def test_a_page_begins_where_the_one_before_ended(
+    jobs: JobStore, database: Database, wanted: JobFilter, index: str
+) -> None:
+    """Nothing before it is read: the index is entered at the cursor, at any depth."""
+    last = upload(jobs)[0]
+    plan = "\n".join(_plan_of(database, lambda: jobs.page(wanted, limit=3, after=last)))
+    assert index in plan, plan
+    if wanted.study_instance_uid is None:  # of a study there are few
+        assert re.search(r"created_at<\?" if database.is_sqlite else r"Index Cond: .*created_at <=", plan), plan
+
+
+def test_a_search_looks_at_changed_jobs_alone(jobs: JobStore, database: Database, tmp_path: Path) -> None:
+    upload(jobs)
+    index = HeldIndex(database, StudyStore(tmp_path))
+    assert "ix_jobs_not_indexed" in "\n".join(_plan_of(database, lambda: index.update(most_jobs=50)))
+
+
+def _plan_of(database: Database, ask: Callable[[], object]) -> list[str]:
+    """How the database answers the first question of `ask` about jobs."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.lstrip().startswith("SELECT jobs."):
+            asked.append((statement, parameters))
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    ask()
+    event.remove(database.engine, "before_cursor_execute", note)
+    statement, parameters = asked[0]
+    with database.engine.connect() as connection:
+        if database.is_sqlite:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            return [row[3] for row in plan]
+        for way in ("seqscan", "bitmapscan"):  # as with a table that is not almost empty
+            connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
 
 
 def test_pages_can_be_filtered(jobs: JobStore) -> None:

@@ -1,0 +1,231 @@
+"""Uploads by HTTP: a series as files, as a zip and by STOW-RS, one big NIfTI; and the memory that 5 GiB take."""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.gateway_process import GatewayProcess, running_gateway
+from benchmarks.page import Figure, Floor, Goal, Page, Row
+from benchmarks.peak_memory import peak_memory_of_process_mb
+from benchmarks.side_by_side import side_by_side
+from services.embedded_redis import free_port
+from tests.end_to_end.hospital import DICOMWEB_PLUGIN, Orthanc, running_orthanc
+from tests.services.ingest.peers import ct_series, save
+
+SLICES = 400
+_NIFTI_SHAPE = (512, 512, 800)
+_GIB = 1024**3
+_LARGE_BYTES = 5 * _GIB - 1024**2  # what is allowed, with room for the rest of a request
+_MEMORY_GOAL_MB = 250.0
+_OF_FLOOR, _OF_ORTHANC = 0.6, 3.0
+_ORTHANC_INSTANCES = ("Orthanc /instances", "Orthanc /instances, zip")
+_BOUNDARY = "embolens-boundary"
+
+_HOW = f"""
+{SLICES} CT slices of 0.53 MB and one NIfTI of 0.42 GB, sent from a file by `sendfile` over loopback by one client with
+`TCP_NODELAY`; the time is from the first byte sent to the last of the answer, which says that the job is queued: our
+figure has in it that every file is digested (SHA-256), its header read, the series chosen and the job recorded. The
+floor is a process that writes what a socket brings into one file in pieces of 1 MiB and looks at nothing (what `cat`
+would do; faster than a web server that does the same). Orthanc gets every file by `POST /instances` on one kept
+connection, the same stored zip in one request, and STOW-RS by its plugin; it too reads headers, and writes an index.
+Durability `process`: nobody calls fsync. What was stored is removed between rounds. The memory is that of the gateway's
+process (VmHWM) after one upload of 5 GiB.
+"""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """`head` is sent before the content of `body`."""
+
+    head: bytes
+    body: Path
+
+    @classmethod
+    def post(cls, path: str, content_type: str, body: Path, authorization: str = "") -> _Request:
+        lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {content_type}"]
+        lines += [f"Content-Length: {body.stat().st_size}"] + [f"Authorization: {authorization}"] * bool(authorization)
+        return cls("\r\n".join([*lines, "", ""]).encode(), body)
+
+
+def measure(rounds: int) -> Page:
+    with ExitStack() as opened:
+        scratch = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        bodies = _Bodies.made(scratch)
+        (scratch / "gateway").mkdir()
+        gateway = opened.enter_context(running_gateway(scratch / "gateway", REQUESTS_PER_SECOND="0"))
+        (scratch / "orthanc").mkdir()
+        orthanc = opened.enter_context(
+            running_orthanc(scratch / "orthanc", Plugins=[DICOMWEB_PLUGIN], HttpThreadsCount=4, TcpNoDelay=True)
+        )
+        raw_port = opened.enter_context(_raw_receiver(scratch))
+        ours = partial(_ours, gateway)
+        theirs = partial(_theirs, orthanc)
+        related, form = f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}', "multipart/form-data"
+        ways: dict[str, Callable[[], float]] = {
+            "files": lambda: ours("/segment", f"{form}; boundary={_BOUNDARY}", bodies.form),
+            "zip": lambda: ours("/segment", "application/zip", bodies.zip),
+            "STOW-RS": lambda: ours("/dicom-web/studies", related, bodies.related),
+            "NIfTI": lambda: ours("/segment", "application/octet-stream", bodies.nifti),
+            "Orthanc /instances": lambda: theirs("/instances", "application/dicom", bodies.files),
+            "Orthanc /instances, zip": lambda: theirs("/instances", "application/zip", [bodies.zip]),
+            "Orthanc STOW-RS": lambda: theirs("/dicom-web/studies", related, [bodies.related]),
+            "floor": lambda: _floor(raw_port, bodies.zip),
+            "floor NIfTI": lambda: _floor(raw_port, bodies.nifti),
+        }
+        found = side_by_side(ways, rounds=rounds, unit="MB/s")
+        memory_mb = _memory_of_a_large_upload_mb(gateway, scratch / "large")
+        orthanc_version = orthanc.http.get("/system").json()["Version"]
+    return Page(
+        title="Uploads by REST",
+        how=f"{_HOW}Orthanc {orthanc_version}, {machine.version('uvicorn')}, {machine.version('python-multipart')}.",
+        rows=(
+            *(
+                _row(what, found[what], found, ("Orthanc /instances", "Orthanc /instances, zip"))
+                for what in ("files", "zip")
+            ),
+            _row("STOW-RS", found["STOW-RS"], found, ("Orthanc STOW-RS",)),
+            _row("NIfTI", found["NIfTI"], found, ()),
+            Row(
+                what="most memory of the gateway during an upload of 5 GiB",
+                unit="MB",
+                higher_is_better=False,
+                ours=Figure(name="ours", samples=(memory_mb,)),
+                goals=(Goal(says=f"under {_MEMORY_GOAL_MB:g} MB", met=memory_mb < _MEMORY_GOAL_MB),),
+            ),
+        ),
+    )
+
+
+def _row(what: str, ours: Figure, found: dict[str, Figure], others: Sequence[str]) -> Row:
+    floor = found["floor NIfTI" if what == "NIfTI" else "floor"].median
+    goals = [Goal(says=f"{_OF_FLOOR:.0%} of the floor", met=ours.median >= _OF_FLOOR * floor)]
+    compared = tuple(found[name] for name in others)
+    if compared:
+        best = max(one.median for one in compared)
+        goals.append(Goal(says=f"{_OF_ORTHANC:g} x Orthanc", met=ours.median >= _OF_ORTHANC * best))
+    said = {"files": "as multipart files", "zip": "as a stored zip", "STOW-RS": "by STOW-RS"}
+    return Row(
+        what="one NIfTI" if what == "NIfTI" else f"{SLICES} slices {said[what]}",
+        unit="MB/s",
+        higher_is_better=True,
+        ours=ours,
+        others=compared,
+        floor=Floor(value=floor, why="socket to file"),
+        goals=tuple(goals),
+    )
+
+
+@dataclass(frozen=True)
+class _Bodies:
+    files: list[Path]
+    form: Path
+    related: Path
+    zip: Path
+    nifti: Path
+
+    @classmethod
+    def made(cls, scratch: Path) -> _Bodies:
+        files = save(ct_series(SLICES, size=512), scratch / "series")
+        form, related, archive, nifti = (scratch / name for name in ("form", "related", "zip", "volume.nii"))
+        _write_multipart(form, files, 'Content-Disposition: form-data; name="files"; filename="a"')
+        _write_multipart(related, files, "Content-Type: application/dicom")
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as opened:
+            for file in files:
+                opened.write(file, file.name)
+        voxels = np.random.default_rng(0).integers(-1000, 1000, _NIFTI_SHAPE, dtype=np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.7, 0.7, 0.5, 1.0])), nifti)
+        return cls(files, form, related, archive, nifti)
+
+
+def _write_multipart(body: Path, files: Sequence[Path], header: str) -> None:
+    with body.open("wb") as whole:
+        for file in files:
+            whole.write(f"--{_BOUNDARY}\r\n{header}\r\n\r\n".encode() + file.read_bytes() + b"\r\n")
+        whole.write(f"--{_BOUNDARY}--\r\n".encode())
+
+
+def _ours(gateway: GatewayProcess, path: str, content_type: str, body: Path) -> float:
+    """MB/s."""
+    request = _Request.post(path, content_type, body, gateway.authorization)
+    rate = _sent_mb_per_s(gateway.port, [request], {200, 202})
+    for stored in ("jobs", "received"):
+        shutil.rmtree(gateway.data_dir / stored, ignore_errors=True)
+    return rate
+
+
+def _theirs(orthanc: Orthanc, path: str, content_type: str, bodies: Sequence[Path]) -> float:
+    """MB/s."""
+    assert orthanc.http.base_url.port is not None
+    requests = [_Request.post(path, content_type, body) for body in bodies]
+    rate = _sent_mb_per_s(orthanc.http.base_url.port, requests, {200})
+    for study in orthanc.http.get("/studies").json():
+        orthanc.http.delete(f"/studies/{study}").raise_for_status()
+    return rate
+
+
+def _sent_mb_per_s(port: int, requests: Sequence[_Request], expected: set[int]) -> float:
+    """One after the other on one connection."""
+    begun = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for request in requests:
+            with request.body.open("rb") as content:
+                connection.sendall(request.head)
+                connection.sendfile(content)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            said = answer.read()
+            assert answer.status in expected, said[:1000]
+    return sum(request.body.stat().st_size for request in requests) / 1e6 / (time.perf_counter() - begun)
+
+
+def _floor(port: int, body: Path) -> float:
+    begun = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port)) as connection, body.open("rb") as content:
+        connection.sendall(body.stat().st_size.to_bytes(8, "little"))
+        connection.sendfile(content)
+        assert connection.recv(1) == b"!"
+    return body.stat().st_size / 1e6 / (time.perf_counter() - begun)
+
+
+def _memory_of_a_large_upload_mb(gateway: GatewayProcess, body: Path) -> float:
+    with body.open("wb") as file:  # sparse: it is what is received that counts
+        file.truncate(_LARGE_BYTES)
+    request = _Request.post("/segment", "application/octet-stream", body, gateway.authorization)
+    _sent_mb_per_s(gateway.port, [request], {422})  # it is read to its end, and is no image
+    return peak_memory_of_process_mb(gateway.pid)
+
+
+@contextmanager
+def _raw_receiver(folder: Path) -> Iterator[int]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.raw_receiver", str(port), str(folder)])
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
