@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.dilated_convolution import dilated_conv3d
+from models.dilated_convolution import WORTH_PHASES, dilated_conv3d, dilated_conv3d_in_phases
 
 VOXEL_MULTIPLE = 16
 """Depth, height and width of the input must be multiples of this; the caller pads (see `sliding_window`)."""
@@ -46,6 +46,9 @@ class StandardisedConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.folded else self.standardised_weight()
+        # What is traced is for OpenVINO.
+        if self.dilation[0] >= WORTH_PHASES and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return dilated_conv3d_in_phases(x, weight, self.dilation[0])
         if self.dilation[0] > 1:
             return dilated_conv3d(x, weight, self.dilation[0])
         return F.conv3d(x, weight, None, self.stride, self.padding, self.dilation)

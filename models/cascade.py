@@ -225,7 +225,8 @@ class Cascade:
         logits = [torch.empty(hu.shape, device=self.device) for _ in self._unets]
         start, at_once = 0, _SLICES_AT_ONCE
         while start < depth:
-            slices = range(start, min(depth, start + at_once))
+            # The last ones reach back over slices that are done: another number of slices would be compiled anew.
+            slices = range(max(0, min(start, depth - at_once)), min(depth, start + at_once))
             try:
                 with memory_running_out():
                     channels = F.pad(torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device), padding)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imaging.errors import ConfigurationError
+from imaging.errors import ConfigurationError, OutOfMemory
 from models.out_of_memory import memory_running_out
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,10 @@ class CompiledNetwork:
         with memory_running_out():
             if self._graph is not None:
                 try:
-                    return self._by_openvino(x)
-                except MemoryError:
+                    with memory_running_out():
+                        return self._by_openvino(x)
+                except OutOfMemory:
+                    self._programs.clear()  # what smaller inputs need may be what these hold
                     raise
                 except Exception as error:  # noqa: BLE001  as above
                     self._fall_back(error)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+WORTH_PHASES = 5  # the dilation from which `dilated_conv3d_in_phases` is the faster one in OpenVINO
+
 
 def dilated_conv3d(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """(N, C, D, H, W) with (O, C, 3, 3, 3) -> (N, O, D, H, W): stride 1, zero padding that keeps the size, no bias."""
@@ -24,6 +26,23 @@ def dilated_conv3d(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
     out: Tensor = _DilatedConv3d.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
     return out
+
+
+def dilated_conv3d_in_phases(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """The same answer by an undilated convolution: a dilated one never mixes voxels whose places differ modulo the
+    dilation, so that each such phase is an image of its own in the batch.
+
+    For OpenVINO, whose bf16 convolution at dilation 9 takes 2.5 times as long (one core, 64 -> 16 channels, 56^3).
+    """
+    batch, channels = x.shape[:2]
+    extents = [x.shape[axis] for axis in (2, 3, 4)]
+    z, y, w = ((extent + dilation - 1) // dilation for extent in extents)
+    x = F.pad(x, (0, dilation - 1) * 3)[:, :, : z * dilation, : y * dilation, : w * dilation]
+    phases = x.reshape(batch, channels, z, dilation, y, dilation, w, dilation).permute(0, 3, 5, 7, 1, 2, 4, 6)
+    out = F.conv3d(phases.reshape(-1, channels, z, y, w), weight, padding=1)
+    out = out.reshape(batch, dilation, dilation, dilation, weight.shape[0], z, y, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    out = out.reshape(batch, weight.shape[0], z * dilation, y * dilation, w * dilation)
+    return out[:, :, : extents[0], : extents[1], : extents[2]]
 
 
 class _DilatedConv3d(torch.autograd.Function):

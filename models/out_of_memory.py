@@ -10,8 +10,14 @@ import torch
 from imaging.errors import OutOfMemory
 
 OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
-# Torch's allocator, and oneDNN, which does not say why; a network that has been loaded lacks nothing but memory.
-_ON_THE_CPU = ("DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
+# Torch's allocator, and oneDNN, which does not say why; a network that has been loaded lacks nothing but memory. Then
+# OpenVINO's, and the C++ library's.
+_ON_THE_CPU = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "could not create a primitive",
+    "Failed to allocate",
+    "bad_alloc",
+)
 
 
 @contextmanager

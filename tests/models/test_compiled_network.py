@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imaging.errors import ConfigurationError
+from imaging.errors import ConfigurationError, OutOfMemory
 from models.aanet import AANet, EmbolusAndArtery
 from models.compiled_network import CompiledNetwork, InferenceBackend, can_run_openvino
 from models.packages import default_package_directory, load_network, load_package
 from models.unet_blocks import LastOfDeepSupervision, SliceNetwork
+from worker.bounded_memory import bound_memory
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(not can_run_openvino(), reason="OpenVINO is taken on CPUs with bf16 alone")
@@ -147,3 +149,23 @@ assert [sys.modules[name] for name in loaded] == [None], loaded
     environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
     assert not list(tmp_path.iterdir())
+
+
+@needs_openvino
+def test_memory_that_runs_out_is_said_and_smaller_inputs_still_go_to_openvino() -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_run_in_little_memory)
+    process.start()
+    process.join(timeout=90)
+    assert process.exitcode == 0
+
+
+def _run_in_little_memory() -> None:
+    torch.set_num_threads(1)
+    network = nn.Sequential(nn.Conv3d(1, 64, 3, padding=1), nn.Conv3d(64, 1, 1))
+    compiled = CompiledNetwork(network, (1, 1, 8, 8, 8), CPU)
+    before = compiled(torch.ones(1, 1, 16, 16, 16))
+    bound_memory(150_000_000)
+    with pytest.raises(OutOfMemory):
+        compiled(torch.ones(1, 1, 160, 160, 160))
+    assert torch.equal(compiled(torch.ones(1, 1, 16, 16, 16)), before)
+    assert compiled.backend is InferenceBackend.OPENVINO

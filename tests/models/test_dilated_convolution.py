@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.dilated_convolution import dilated_conv3d
+from models.dilated_convolution import dilated_conv3d, dilated_conv3d_in_phases
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 3, 9])
@@ -33,3 +33,12 @@ def test_runs_in_the_precision_of_autocast() -> None:
     (gradient,) = torch.autograd.grad(out.float().sum(), weight)
     assert out.dtype == torch.bfloat16
     assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dilation", [2, 5, 9])
+def test_phases_by_themselves_give_the_dilated_answer(dilation: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 17, 20, 9, dtype=torch.float64)  # no multiples of a dilation, one no longer than it
+    weight = torch.randn(4, 3, 3, 3, 3, dtype=torch.float64)
+    expected = F.conv3d(x, weight, padding=dilation, dilation=dilation)
+    torch.testing.assert_close(dilated_conv3d_in_phases(x, weight, dilation), expected)
