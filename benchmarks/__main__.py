@@ -13,7 +13,7 @@ from benchmarks import machine
 from benchmarks.report import keep, write_report
 from benchmarks.side_by_side import ROUNDS, console
 
-BENCHMARKS: tuple[str, ...] = ()
+BENCHMARKS: tuple[str, ...] = ("c_store_receive",)
 
 
 def main() -> None:
