@@ -97,8 +97,15 @@ class BoundedServer(ThreadedAssociationServer):
                 silent = next((one for one in self.opened if not one.is_established), None)
                 if silent is not None:
                     self.opened.remove(silent)
-                    cast(_BoundedSocket, silent.dul.socket).hang_up()
+                    cast(_BoundedSocket, silent.dul.socket).hang_up("silent for longest of too many connections")
         return True
+
+    def hang_up_on_all(self) -> None:
+        """Of those that are still there, none is waited for any longer."""
+        with self.opened_lock:
+            left = [one for one in self.opened if one.is_alive()]
+        for association in left:
+            cast(_BoundedSocket, association.dul.socket).hang_up("the listener ends")
 
 
 class _BoundedHandler(RequestHandler):
@@ -231,9 +238,9 @@ class _BoundedSocket(AssociationSocket):
         self.send(_ABORT)
         self.close()
 
-    def hang_up(self) -> None:
+    def hang_up(self, why: str) -> None:
         """From any thread: the reading one notices."""
-        log.warning("hung up on %s, silent for longest of too many connections", self._peer)
+        log.warning("hung up on %s: %s", self._peer, why)
         self._shutdown_socket()
 
     def _break_off(self) -> None:

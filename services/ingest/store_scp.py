@@ -190,7 +190,7 @@ class Listener:
         if server is not None:
             server.shutdown()
             self._drain.end(self._ae.active_associations, within_s=_DRAIN_S)
-        self._ae.shutdown()
+            server.hang_up_on_all()
         self._watcher.stop()
         self.audit.end_all()
 
