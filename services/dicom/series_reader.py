@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -221,15 +221,10 @@ def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None, *, exa
     hu[0] = first
 
     def decode_into(index: int) -> None:
-        hu[index] = read_hu(planes[index], exact=exact)
+        read_hu(planes[index], exact=exact, out=hu[index])
 
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as pool:
-        futures = [pool.submit(decode_into, index) for index in range(1, len(planes))]
-        try:
-            for done, future in enumerate(as_completed(futures), start=2):
-                future.result()
-                if on_progress is not None:
-                    on_progress(done / len(planes))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for done, _ in enumerate(pool.map(decode_into, range(1, len(planes))), start=2):
+            if on_progress is not None:
+                on_progress(done / len(planes))
     return hu
