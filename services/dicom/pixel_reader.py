@@ -6,7 +6,7 @@ import mmap
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,20 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import (
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
 )
 
 from imaging.errors import InputError, NotAnalysable, Reason
-from services.dicom import reason_codes
+from services.dicom import reason_codes, rle_decoder
 from services.dicom.decoder_process import decoded
 from services.dicom.dicom_file import opened_dicom
 from services.dicom.headers import MALFORMED, integer, number, text
@@ -39,6 +43,7 @@ WHOLE_WITHIN_HU = 1e-3
 TISSUE_HU = (-900.0, 3071.0)
 _IMAGE_PIXEL = ("PixelRepresentation", "BitsStored", "HighBit", *range(0x60000102, 0x60200102, 0x20000))
 _UNCOMPRESSED_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+_JPEG_2000_OF_GDCM = (JPEG2000, JPEG2000Lossless)
 _OVERLAY_BIT_POSITIONS = [BaseTag(tag) for tag in range(0x60000102, 0x60200102, 0x20000)]
 # 12-bit JPEG (PS3.5 A.4.1) is decoded by none of pydicom's plugins under a permissive licence; GDCM in SimpleITK can.
 DECODED_BY_SIMPLEITK = frozenset({JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
@@ -151,7 +156,7 @@ def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
     if frame_index is not None:
         header = _image_pixel_header(path, path.stat().st_mtime_ns)
         with opened_dicom(path) as file:
-            stored = pixel_array(file, index=frame_index, decoding_plugin=_decoder_of(header))
+            stored = _decoded(file, header, frame_index)
         return _as_meant(stored, header, path)
     with opened_dicom(path) as file:
         dataset = dcmread(file, force=True)
@@ -159,7 +164,7 @@ def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
         return _decoded_by_simpleitk(path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
-    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, path)
+    return _as_meant(_decoded(dataset, dataset), dataset, path)
 
 
 @lru_cache(maxsize=4)
@@ -175,8 +180,30 @@ def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:
 
 
 def _decoder_of(dataset: Dataset) -> str:
-    """OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; else pydicom's."""
-    return "pylibjpeg" if _is_unsigned_jpeg_2000(dataset) else ""
+    """Where pydicom's own choice is wrong or slow.
+
+    OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; GDCM, which takes half
+    the time, where the codestream is as unsigned as its header. CharLS itself for JPEG-LS, likewise.
+    """
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    if syntax == RLELossless:
+        return rle_decoder.NAME
+    if syntax in JPEGLSTransferSyntaxes:
+        return "pyjpegls"
+    if not _is_unsigned_jpeg_2000(dataset):
+        return ""
+    agrees = _sign_and_depth(dataset.get("PixelData") or b"") == (integer(dataset, "BitsStored") or 0) - 1
+    return "gdcm" if agrees and syntax in _JPEG_2000_OF_GDCM else "pylibjpeg"
+
+
+def _decoded(source: Dataset | BinaryIO, dataset: Dataset, index: int | None = None) -> NDArray[Any]:
+    decoder = _decoder_of(dataset)
+    try:
+        return pixel_array(source, index=index, decoding_plugin=decoder)
+    except (*MALFORMED, RuntimeError):
+        if decoder != "pyjpegls":
+            raise
+        return pixel_array(source, index=index)  # GDCM takes some that CharLS alone does not
 
 
 def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
@@ -221,11 +248,16 @@ def _with_the_codestreams_sign(stored: NDArray[Any], path: Path) -> NDArray[Any]
     its bits are two's complement, as PixelRepresentation says.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(b"\xff\x4f\xff\x51")  # SOC and SIZ of the first frame, ITU-T T.800 A.5.1
-        sign_and_depth = content[start + 42] if start >= 0 else 0
+        sign_and_depth = _sign_and_depth(content)
     if not sign_and_depth & 0x80:
         return stored
     return _lowest_bits(stored.view(f"i{stored.itemsize}"), (sign_and_depth & 0x7F) + 1)
+
+
+def _sign_and_depth(content: bytes | mmap.mmap) -> int:
+    """Ssiz of the first frame's codestream: its highest bit says signed, the others the depth less one."""
+    start = content.find(b"\xff\x4f\xff\x51")  # SOC and SIZ, ITU-T T.800 A.5.1
+    return content[start + 42] if 0 <= start < len(content) - 42 else 0
 
 
 def _lowest_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.utils import pixel_array
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from services.dicom import pixel_reader
+from services.dicom import pixel_reader, rle_decoder
 from services.dicom.headers import read_header, read_header_by_pydicom
 from services.dicom.image_plane import planes_of
 from services.dicom.pixel_reader import plain_values, read_hu, stored_values
@@ -178,3 +180,43 @@ def test_reading_takes_the_volume_and_a_slice_or_two(tmp_path: Path) -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes <= 1.3 * source.volume.hu.nbytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 300),
+    bits_allocated=st.sampled_from([8, 16]),
+    longest_run=st.integers(1, 400),
+    cut=st.integers(0, 3),
+    seed=st.integers(0, 999),
+)
+def test_rle_by_libtiff_is_what_pydicom_decodes(
+    rows: int, columns: int, bits_allocated: int, longest_run: int, cut: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.repeat(rng.integers(0, 2**bits_allocated, rows * columns), rng.integers(1, longest_run + 1))
+    dataset = Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = rows, columns, 1
+    dataset.BitsAllocated = dataset.BitsStored = bits_allocated
+    dataset.HighBit, dataset.PixelRepresentation = bits_allocated - 1, 0
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    content = values[: rows * columns].astype(f"<u{bits_allocated // 8}").tobytes()
+    dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+    frame = bytearray(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    del frame[len(frame) - cut :]
+    dataset.PixelData = encapsulate([bytes(frame)])
+
+    def decoded_by(plugin: str) -> np.ndarray | None:
+        try:
+            return pixel_array(dataset, decoding_plugin=plugin)
+        except RuntimeError:
+            return None
+
+    fast, plain = decoded_by(rle_decoder.NAME), decoded_by("pydicom")
+    assert (fast is None) == (plain is None)
+    if fast is not None:
+        np.testing.assert_array_equal(fast, plain)
