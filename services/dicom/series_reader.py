@@ -31,6 +31,7 @@ from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 __all__ = ["SeriesInfo", "SeriesSummary", "SourceSeries", "inspect_headers", "read_series"]
 
 CT_CLASSES = frozenset(CT_STORAGE_SOP_CLASSES.values())
+_Instance = tuple[Path, Dataset]
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -111,7 +112,14 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None,
             whole or do not fit 16 bits.
         NotAnalysable: no regular CT stack; codes in `reason_codes`.
     """
-    instances = [(path, header) for path in paths if not is_directory(header := read_header(path))]
+    return series_of([(path, read_header(path)) for path in paths], on_progress=on_progress, exact=exact)
+
+
+def series_of(
+    instances: Sequence[_Instance], *, on_progress: OnProgress | None = None, exact: bool = False
+) -> SourceSeries:
+    """As `read_series`, of files whose headers have been read whole."""
+    instances = [(path, header) for path, header in instances if not is_directory(header)]
     images, reasons = _ct_images(instances)
     _refuse_other_than_one_ct_series([header for _, header in images])
     planes, warnings = drop_localizers(_distinct_planes(images))
@@ -141,9 +149,6 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None,
         frame_indices=tuple(plane.frame_index or 0 for plane in planes),
         sheared=sheared,
     )
-
-
-_Instance = tuple[Path, Dataset]
 
 
 def _ct_images(instances: Sequence[_Instance]) -> tuple[list[_Instance], tuple[Reason, ...]]:
