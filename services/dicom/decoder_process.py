@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 LONGEST_S = 120.0  # for one image
 MAX_MEMORY_BYTES = 8 << 30  # address space
+_PIPE_BYTES = 1 << 20  # a slice of 512 x 512 goes through at once; what an unprivileged process may have
 MOST_AT_ONCE = min(4, os.cpu_count() or 1)  # who asks for more waits
 
 
@@ -64,6 +65,7 @@ class _Decoder:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            pipesize=_PIPE_BYTES,
         )
 
     def ask(self, path: Path, frame_index: int | None) -> NDArray[Any] | Exception:

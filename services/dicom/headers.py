@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import numpy as np
 import pydicom.config
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import BaseTag
 from pydicom.uid import MediaStorageDirectoryStorage
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from imaging.errors import InputError
 from services.dicom.dicom_file import opened_dicom
+from services.dicom.plain_header import plain_header
 
 # What is read here is checked here, value by value; pydicom's warnings would put patients' names into the logs.
 # For the process and not around each call, since warning filters are no thread's own.
@@ -46,6 +51,11 @@ MALFORMED = (
     RecursionError,
 )
 
+# Value representations whose values follow from their bytes and the character set alone.
+_PARSED_ALONE = frozenset(
+    ["AE", "AS", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "LT", "SH", "SL", "SS", "ST", "TM", "UI", "UL", "US"]
+)
+
 
 def read_header(path: Path, *, keywords: Sequence[str] | None = None) -> Dataset:
     """Everything of the file before its pixel data; only `keywords` where given.
@@ -55,10 +65,7 @@ def read_header(path: Path, *, keywords: Sequence[str] | None = None) -> Dataset
         InputTooLarge: as `opened_dicom`.
     """
     try:
-        with opened_dicom(path, header_only=True) as file:
-            header = dcmread(
-                file, stop_before_pixels=True, force=True, specific_tags=None if keywords is None else list(keywords)
-            )
+        header = _plain_header(path, keywords) or read_header_by_pydicom(path, keywords)
     except OSError as error:
         if error.errno is None:  # raised by pydicom about the content, not by the file system
             raise _not_dicom(path) from error
@@ -68,6 +75,21 @@ def read_header(path: Path, *, keywords: Sequence[str] | None = None) -> Dataset
     if not text(header, "SOPClassUID") and not is_directory(header):
         raise _not_dicom(path)
     return header
+
+
+def _plain_header(path: Path, keywords: Sequence[str] | None) -> Dataset | None:
+    try:
+        return plain_header(path, None if keywords is None else [_tag(keyword) for keyword in keywords])
+    except MALFORMED:
+        return None
+
+
+def read_header_by_pydicom(path: Path, keywords: Sequence[str] | None = None) -> Dataset:
+    """As `read_header`, however odd the file is; every failure is the reading library's own."""
+    with opened_dicom(path, header_only=True) as file:
+        return dcmread(
+            file, stop_before_pixels=True, force=True, specific_tags=None if keywords is None else list(keywords)
+        )
 
 
 def _not_dicom(path: Path) -> InputError:
@@ -100,9 +122,27 @@ def text(header: Dataset, keyword: str) -> str:
 def _parsed(header: Dataset, keyword: str) -> Any:
     """The attribute's value, or None. pydicom parses it here, and says OSError where bytes in memory end early."""
     try:
-        return header.get(keyword)
+        element = header.get_item(_tag(keyword), keep_deferred=True)
+        if isinstance(element, RawDataElement) and element.VR in _PARSED_ALONE and element.value is not None:
+            encodings = header.original_character_set
+            if encodings:
+                return _parsed_alone(element, encodings if isinstance(encodings, str) else tuple(encodings))
+        return None if element is None else header.get(keyword)
     except OSError as error:
         raise ValueError(f"{keyword} is malformed") from error
+
+
+@lru_cache(maxsize=1024)
+def _tag(keyword: str) -> BaseTag:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None, keyword
+    return BaseTag(tag)
+
+
+@lru_cache(maxsize=1024)
+def _parsed_alone(raw: RawDataElement, encodings: str | tuple[str, ...]) -> Any:
+    """The value, parsed once for all slices of a series that have the same."""
+    return convert_raw_data_element(raw, encoding=encodings if isinstance(encodings, str) else list(encodings)).value
 
 
 def number(header: Dataset, keyword: str) -> float | None:

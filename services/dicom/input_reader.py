@@ -7,9 +7,11 @@ from pathlib import Path
 
 from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
+from services.dicom.headers import read_header
 from services.dicom.nifti_reader import SourceNifti, read_nifti
 from services.dicom.nrrd_reader import SourceNrrd, is_nrrd, read_nrrd
-from services.dicom.series_reader import SourceSeries, inspect_headers, read_series
+from services.dicom.series_reader import SourceSeries, series_of
+from services.dicom.series_summary import summary_of
 from services.dicom.source_image import OnProgress
 from services.dicom.voxel_stream import GZIP_MAGIC, opened
 
@@ -75,7 +77,8 @@ def _files(path: Path | Sequence[Path]) -> list[Path]:
 
 
 def _read_dicom(files: Sequence[Path], on_progress: OnProgress | None, *, exact: bool) -> SourceSeries:
-    summary = inspect_headers(files)
+    headers = {file: read_header(file) for file in files}
+    summary = summary_of(headers.items())
     if len(summary.patient_ids) > 1:
         text = f"images of {len(summary.patient_ids)} patients, hand in one at a time"
         raise NotAnalysable([Reason(reason_codes.MULTIPLE_PATIENTS, text)])
@@ -83,8 +86,9 @@ def _read_dicom(files: Sequence[Path], on_progress: OnProgress | None, *, exact:
         text = f"{len(summary.ct_series)} CT series, hand in one at a time"
         raise NotAnalysable([Reason(reason_codes.MULTIPLE_SERIES, text)])
     if not summary.ct_series or len(summary.series) == 1:
-        return read_series(files, on_progress=on_progress, exact=exact)
-    source = read_series(summary.ct_series[0].paths, on_progress=on_progress, exact=exact)
+        return series_of([*headers.items()], on_progress=on_progress, exact=exact)
+    chosen = [(file, headers[file]) for file in summary.ct_series[0].paths]
+    source = series_of(chosen, on_progress=on_progress, exact=exact)
     ignored = len(files) - len(summary.ct_series[0].paths)
     warning = Reason(reason_codes.OTHER_OBJECTS_IGNORED, f"{ignored} objects of other series were ignored")
     return source.with_reasons(warning)

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import mmap
+import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag
 from pydicom.uid import (
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
 )
 
 from imaging.errors import InputError, NotAnalysable, Reason
-from services.dicom import reason_codes
+from services.dicom import reason_codes, rle_decoder
 from services.dicom.decoder_process import decoded
 from services.dicom.dicom_file import opened_dicom
 from services.dicom.headers import MALFORMED, integer, number, text
 from services.dicom.image_plane import ImagePlane
+from services.dicom.plain_header import PlainHeader
 
 # Air in a CT image; whatever lies below was never measured (circle outside the reconstruction, -2000 or -3024).
 AIR_HU = -1024
@@ -35,15 +42,19 @@ WHOLE_WITHIN_HU = 1e-3
 # HU that tissue and contrast medium have: a padding value in this range is believed only where the corners carry it.
 TISSUE_HU = (-900.0, 3071.0)
 _IMAGE_PIXEL = ("PixelRepresentation", "BitsStored", "HighBit", *range(0x60000102, 0x60200102, 0x20000))
+_UNCOMPRESSED_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+_JPEG_2000_OF_GDCM = (JPEG2000, JPEG2000Lossless)
+_OVERLAY_BIT_POSITIONS = [BaseTag(tag) for tag in range(0x60000102, 0x60200102, 0x20000)]
 # 12-bit JPEG (PS3.5 A.4.1) is decoded by none of pydicom's plugins under a permissive licence; GDCM in SimpleITK can.
 DECODED_BY_SIMPLEITK = frozenset({JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
 
 
-def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
+def read_hu(plane: ImagePlane, *, exact: bool = False, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
     """HU of one plane, int16 (row, column): rescaled, padding and everything below -1024 set to -1024.
 
     Args:
         exact: padding and everything below -1024 as it is stored.
+        out: contiguous, (rows, columns) of the plane: where to put them, and what is returned.
 
     Raises:
         NotAnalysable: `pixels.unreadable` where the pixel data cannot be decoded or has another size than announced.
@@ -51,7 +62,9 @@ def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
         OSError: the file system refuses, which says nothing about the image.
     """
     try:
-        stored = _stored_values(plane)
+        stored = plain_values(plane, out)
+        if stored is None:
+            stored = _stored_values(plane)
     except (
         *MALFORMED,
         RuntimeError,
@@ -65,14 +78,69 @@ def read_hu(plane: ImagePlane, *, exact: bool = False) -> NDArray[np.int16]:
         raise _unreadable(plane, f"decoded to {stored.shape}, announced {(plane.rows, plane.columns)}")
     slope, intercept = plane.rescale.slope, plane.rescale.intercept
     if exact:
-        return exact_hu(stored, slope, intercept)
-    return to_hu(stored, slope, intercept, padding=_padding_range(plane.header))
+        hu = exact_hu(stored, slope, intercept)
+        if out is None:
+            return hu
+        out[:] = hu
+        return out
+    return to_hu(stored, slope, intercept, padding=_padding_range(plane.header), out=out)
 
 
 def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
     frame = "" if plane.frame_index is None else f", frame {plane.frame_index + 1}"
     message = f"pixel data of {plane.path.name}{frame} cannot be read: {cause[:300]}"
     return NotAnalysable([Reason(reason_codes.PIXELS_UNREADABLE, message)])
+
+
+def plain_values(plane: ImagePlane, out: NDArray[np.int16] | None = None) -> NDArray[Any] | None:
+    """Stored values (row, column) of the most ordinary image there is, straight from the file: 16 bits, uncompressed.
+
+    Args:
+        out: where to put them, int16 or (as a view) uint16.
+
+    Returns:
+        None where the image is another, or the file is no more what it was when its header was read.
+    """
+    header = plane.header
+    if not isinstance(header, PlainHeader) or header.pixel_data is None or not _is_plain_image(header, plane):
+        return None
+    place = header.pixel_data
+    if out is None:
+        out = np.empty((plane.rows, plane.columns), dtype=np.int16)
+    file = os.open(plane.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        about = os.fstat(file)
+        if (about.st_size, about.st_mtime_ns) != (place.file_bytes, place.modified_at_ns):
+            return None
+        if os.preadv(file, [out.data], place.offset) != out.nbytes:
+            return None
+    finally:
+        os.close(file)
+    stored = out if integer(header, "PixelRepresentation") else out.view(np.uint16)
+    if unused := 16 - (integer(header, "BitsStored") or 16):
+        np.left_shift(stored, unused, out=stored)
+        np.right_shift(stored, unused, out=stored)
+    return stored
+
+
+def _is_plain_image(header: PlainHeader, plane: ImagePlane) -> bool:
+    place = header.pixel_data
+    bits_stored = integer(header, "BitsStored")
+    return (
+        place is not None
+        and place.length == plane.rows * plane.columns * 2
+        and plane.frame_index is None
+        and text(header.file_meta, "TransferSyntaxUID") in _UNCOMPRESSED_LITTLE_ENDIAN
+        and integer(header, "BitsAllocated") == 16
+        and bits_stored is not None
+        and 1 <= bits_stored <= 16
+        and integer(header, "HighBit") == bits_stored - 1
+        and integer(header, "PixelRepresentation") in (0, 1)
+        and integer(header, "SamplesPerPixel") == 1
+        and text(header, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+        and "NumberOfFrames" not in header
+        and not any(tag in header for tag in _OVERLAY_BIT_POSITIONS)
+    )
 
 
 def _stored_values(plane: ImagePlane) -> NDArray[Any]:
@@ -88,7 +156,7 @@ def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
     if frame_index is not None:
         header = _image_pixel_header(path, path.stat().st_mtime_ns)
         with opened_dicom(path) as file:
-            stored = pixel_array(file, index=frame_index, decoding_plugin=_decoder_of(header))
+            stored = _decoded(file, header, frame_index)
         return _as_meant(stored, header, path)
     with opened_dicom(path) as file:
         dataset = dcmread(file, force=True)
@@ -96,7 +164,7 @@ def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
         return _decoded_by_simpleitk(path, dataset)
     if integer(dataset, "SamplesPerPixel") not in (None, 1):
         raise ValueError(f"SamplesPerPixel is {text(dataset, 'SamplesPerPixel')}, a CT image has 1")
-    return _as_meant(pixel_array(dataset, decoding_plugin=_decoder_of(dataset)), dataset, path)
+    return _as_meant(_decoded(dataset, dataset), dataset, path)
 
 
 @lru_cache(maxsize=4)
@@ -112,8 +180,30 @@ def _is_unsigned_jpeg_2000(dataset: Dataset) -> bool:
 
 
 def _decoder_of(dataset: Dataset) -> str:
-    """OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; else pydicom's."""
-    return "pylibjpeg" if _is_unsigned_jpeg_2000(dataset) else ""
+    """Where pydicom's own choice is wrong or slow.
+
+    OpenJPEG where a sign may have to be restored, since Pillow moves values instead of wrapping; GDCM, which takes half
+    the time, where the codestream is as unsigned as its header. CharLS itself for JPEG-LS, likewise.
+    """
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    if syntax == RLELossless:
+        return rle_decoder.NAME
+    if syntax in JPEGLSTransferSyntaxes:
+        return "pyjpegls"
+    if not _is_unsigned_jpeg_2000(dataset):
+        return ""
+    agrees = _sign_and_depth(dataset.get("PixelData") or b"") == (integer(dataset, "BitsStored") or 0) - 1
+    return "gdcm" if agrees and syntax in _JPEG_2000_OF_GDCM else "pylibjpeg"
+
+
+def _decoded(source: Dataset | BinaryIO, dataset: Dataset, index: int | None = None) -> NDArray[Any]:
+    decoder = _decoder_of(dataset)
+    try:
+        return pixel_array(source, index=index, decoding_plugin=decoder)
+    except (*MALFORMED, RuntimeError):
+        if decoder != "pyjpegls":
+            raise
+        return pixel_array(source, index=index)  # GDCM takes some that CharLS alone does not
 
 
 def _as_meant(stored: NDArray[Any], dataset: Dataset, path: Path) -> NDArray[Any]:
@@ -158,11 +248,16 @@ def _with_the_codestreams_sign(stored: NDArray[Any], path: Path) -> NDArray[Any]
     its bits are two's complement, as PixelRepresentation says.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(b"\xff\x4f\xff\x51")  # SOC and SIZ of the first frame, ITU-T T.800 A.5.1
-        sign_and_depth = content[start + 42] if start >= 0 else 0
+        sign_and_depth = _sign_and_depth(content)
     if not sign_and_depth & 0x80:
         return stored
     return _lowest_bits(stored.view(f"i{stored.itemsize}"), (sign_and_depth & 0x7F) + 1)
+
+
+def _sign_and_depth(content: bytes | mmap.mmap) -> int:
+    """Ssiz of the first frame's codestream: its highest bit says signed, the others the depth less one."""
+    start = content.find(b"\xff\x4f\xff\x51")  # SOC and SIZ, ITU-T T.800 A.5.1
+    return content[start + 42] if 0 <= start < len(content) - 42 else 0
 
 
 def _lowest_bits(stored: NDArray[Any], bits: int) -> NDArray[Any]:
@@ -218,20 +313,56 @@ def exact_hu(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[np
 
 
 def to_hu(
-    stored: NDArray[Any], slope: float, intercept: float, padding: tuple[float, float] | None
+    stored: NDArray[Any],
+    slope: float,
+    intercept: float,
+    padding: tuple[float, float] | None,
+    out: NDArray[np.int16] | None = None,
 ) -> NDArray[np.int16]:
-    """HU = stored * slope + intercept (PS3.3 C.11.1.1.2), padded and clipped to -1024..32767, rounded to int16."""
-    hu: NDArray[Any]
+    """HU = stored * slope + intercept (PS3.3 C.11.1.1.2), padded and clipped to -1024..32767, rounded to int16.
+
+    Args:
+        out: where to put them, and what is returned; may lie over `stored`.
+    """
+    is_padding = None if padding is None else _is_padding(stored, slope, intercept, padding)
+    if out is None:
+        out = np.empty(stored.shape, dtype=np.int16)
+    if not _add_within_16_bits(stored, slope, intercept, out):
+        np.copyto(out, np.clip(_rescaled(stored, slope, intercept), AIR_HU, INT16_MAX), casting="unsafe")
+    if is_padding is not None:
+        out[is_padding] = AIR_HU
+    return out
+
+
+def _rescaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
     if slope == 1.0 and float(intercept).is_integer() and np.issubdtype(stored.dtype, np.integer):
-        hu = stored.astype(np.int32) + np.int32(np.clip(intercept, -(2**30), 2**30))
-    else:
-        hu = np.rint(stored.astype(np.float64) * slope + intercept)
-    clipped: NDArray[np.int16] = np.clip(hu, AIR_HU, INT16_MAX).astype(np.int16)
-    if padding is not None:
-        is_padding = (stored >= padding[0]) & (stored <= padding[1])
-        low, high = sorted((padding[0] * slope + intercept, padding[1] * slope + intercept))
-        is_tissue = high > TISSUE_HU[0] and low < TISSUE_HU[1]
-        corners = is_padding[[0, 0, -1, -1], [0, -1, 0, -1]]
-        if not is_tissue or corners.any():
-            clipped[is_padding] = AIR_HU
-    return clipped
+        return stored.astype(np.int32) + np.int32(np.clip(intercept, -(2**30), 2**30))
+    return np.asarray(np.rint(stored.astype(np.float64) * slope + intercept))
+
+
+def _add_within_16_bits(stored: NDArray[Any], slope: float, intercept: float, out: NDArray[np.int16]) -> bool:
+    """What nearly every CT needs: stored values limited so that their HU will be, then moved. False: not done."""
+    if slope != 1.0 or stored.dtype not in (np.int16, np.uint16) or not float(intercept).is_integer():
+        return False
+    limits = np.iinfo(stored.dtype)
+    lowest, highest = max(AIR_HU - int(intercept), limits.min), min(INT16_MAX - int(intercept), limits.max)
+    if lowest > highest:
+        return False
+    np.clip(stored, lowest, highest, out=out.view(stored.dtype))
+    if intercept:
+        bits = out.view(np.uint16)  # adding wraps around, and what is limited comes out right
+        np.add(bits, np.uint16(int(intercept) & 0xFFFF), out=bits)
+    return True
+
+
+def _is_padding(
+    stored: NDArray[Any], slope: float, intercept: float, padding: tuple[float, float]
+) -> NDArray[np.bool_] | None:
+    """Which values are padding; None where none is, or all of it becomes air by being below."""
+    low, high = sorted((padding[0] * slope + intercept, padding[1] * slope + intercept))
+    if high <= AIR_HU:
+        return None
+    is_padding: NDArray[np.bool_] = (stored >= padding[0]) & (stored <= padding[1])
+    is_tissue = high > TISSUE_HU[0] and low < TISSUE_HU[1]
+    corners = is_padding[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return is_padding if not is_tissue or corners.any() else None

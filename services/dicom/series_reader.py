@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 __all__ = ["SeriesInfo", "SeriesSummary", "SourceSeries", "inspect_headers", "read_series"]
 
 CT_CLASSES = frozenset(CT_STORAGE_SOP_CLASSES.values())
+_Instance = tuple[Path, Dataset]
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -111,7 +112,14 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None,
             whole or do not fit 16 bits.
         NotAnalysable: no regular CT stack; codes in `reason_codes`.
     """
-    instances = [(path, header) for path in paths if not is_directory(header := read_header(path))]
+    return series_of([(path, read_header(path)) for path in paths], on_progress=on_progress, exact=exact)
+
+
+def series_of(
+    instances: Sequence[_Instance], *, on_progress: OnProgress | None = None, exact: bool = False
+) -> SourceSeries:
+    """As `read_series`, of files whose headers have been read whole."""
+    instances = [(path, header) for path, header in instances if not is_directory(header)]
     images, reasons = _ct_images(instances)
     _refuse_other_than_one_ct_series([header for _, header in images])
     planes, warnings = drop_localizers(_distinct_planes(images))
@@ -141,9 +149,6 @@ def read_series(paths: Sequence[Path], *, on_progress: OnProgress | None = None,
         frame_indices=tuple(plane.frame_index or 0 for plane in planes),
         sheared=sheared,
     )
-
-
-_Instance = tuple[Path, Dataset]
 
 
 def _ct_images(instances: Sequence[_Instance]) -> tuple[list[_Instance], tuple[Reason, ...]]:
@@ -221,15 +226,10 @@ def _decode(planes: Sequence[ImagePlane], on_progress: OnProgress | None, *, exa
     hu[0] = first
 
     def decode_into(index: int) -> None:
-        hu[index] = read_hu(planes[index], exact=exact)
+        read_hu(planes[index], exact=exact, out=hu[index])
 
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as pool:
-        futures = [pool.submit(decode_into, index) for index in range(1, len(planes))]
-        try:
-            for done, future in enumerate(as_completed(futures), start=2):
-                future.result()
-                if on_progress is not None:
-                    on_progress(done / len(planes))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for done, _ in enumerate(pool.map(decode_into, range(1, len(planes))), start=2):
+            if on_progress is not None:
+                on_progress(done / len(planes))
     return hu

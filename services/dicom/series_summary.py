@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,9 +102,13 @@ def inspect_headers(paths: Sequence[Path]) -> SeriesSummary:
         InputError: `input.not_dicom`, naming the first file that is not DICOM; `input.unreadable`;
             `input.too_many_frames` beyond `MAX_PLANES`, whatever the file really holds.
     """
+    return summary_of((path, read_header(path, keywords=_KEYWORDS)) for path in paths)
+
+
+def summary_of(instances: Iterable[tuple[Path, Dataset]]) -> SeriesSummary:
+    """As `inspect_headers`, of headers that have been read."""
     groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]] = {}
-    for path in paths:
-        header = read_header(path, keywords=_KEYWORDS)
+    for path, header in instances:
         if is_directory(header):
             continue
         key = (text(header, "PatientID"), text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID"))
