@@ -21,8 +21,8 @@ LEAST_BYTES_PER_S = 1024
 TAKE_S = 30.0
 CONNECTIONS_MAX = 1000
 _RECEIVED_AT_ONCE_BYTES = 1 << 15  # asyncio reads 256 KiB, which 200 uploads at a time would make 50 MiB
-_RECEIVED_TOGETHER_BYTES = 1 << 22  # by all requests: one upload alone gets the most
-_MOST_RECEIVED_AT_ONCE_BYTES = 1 << 19
+_RECEIVED_TOGETHER_BYTES = 1 << 20  # by all requests: one upload alone gets the most
+_MOST_RECEIVED_AT_ONCE_BYTES = 1 << 18
 
 
 class BoundedProtocol(H11Protocol):

@@ -39,8 +39,8 @@ A gateway process as it is shipped, authentication on, {CLIENTS} clients with an
 asks, takes the whole answer and thinks for 1 s on average (0 to 2 s): about {CLIENTS} requests/s, as {CLIENTS} open
 worklist pages bring that look every 1.5 s at their busiest. Half of the requests are the first page of the list ({PAGE}
 jobs, 60 kB), half are single jobs drawn from all. The database has 100,000 jobs with two deliveries each; 600 wait,
-12 run. p99 is of all answers of {_SECONDS:g} s, from the first byte asked to the last byte answered; an error would fail
-the benchmark. "At once" is the same without thinking: what one gateway process can give. PostgreSQL runs beside it, on
+12 run. p99 is of all answers of {_SECONDS:g} s, from the first byte asked to the last byte answered; an error fails the
+benchmark. "At once" is the same without thinking: what one gateway process can give. PostgreSQL runs beside it, on
 a unix socket; client, gateway and database share the cores. The floor is a FastAPI route that answers hello on the
 same server under the same load. Depth and growth: one client alone, the median of {_ALONE_REQUESTS} requests.
 """
