@@ -333,7 +333,8 @@ class Cascade:
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
         labelmap[region.box.slices] = found.labelmap
         lesion_probability = np.zeros(canonical.shape_zyx, dtype=np.uint8)
-        lesion_probability[region.box.slices] = np.rint(255 * probability) * (found.labelmap > 0)
+        inside = found.labelmap > 0  # few voxels: no float copies of the whole box
+        lesion_probability[region.box.slices][inside] = np.rint(255 * probability[inside])
         artery_mask = np.zeros(canonical.shape_zyx, dtype=bool)
         # Ids run from the best score down. Candidates below the threshold say nothing about the artery either.
         emboli = sum(lesion.score >= self._thresholds.score for lesion in found.lesions)

@@ -91,8 +91,9 @@ def sliding_window(
             total = weights.new_zeros((predictions.shape[1], depth, height, width))
         for place, prediction in zip(chosen, predictions, strict=True):
             inside = tuple(slice(0, part.stop - part.start) for part in place)
-            total[(slice(None), *place)] += (prediction * weight)[(slice(None), *inside)]
-            weights[place] += weight[inside]
+            inner = weight[inside]
+            total[(slice(None), *place)].addcmul_(prediction[(slice(None), *inside)], inner)
+            weights[place] += inner
         first += len(chosen)
         if on_progress is not None:
             on_progress(first / len(places))

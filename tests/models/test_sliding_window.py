@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from models.sliding_window import Slices, fitted_windows, sliding_window
@@ -116,3 +119,38 @@ def test_half_precision_predictions_are_added_up_in_float32() -> None:
 def test_impossible_windows_are_refused(window: int, overlap: float) -> None:
     with pytest.raises(ValueError, match="must be"):
         fitted_windows(100, window, overlap)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 60)] * 3),
+    window=st.sampled_from([16, 32]),
+    overlap=st.sampled_from([0.0, 0.125, 0.25, 0.5]),
+)
+def test_every_voxel_of_any_box_is_answered_and_blended_with_weights_that_add_up(
+    shape: tuple[int, int, int], window: int, overlap: float
+) -> None:
+    volume = torch.rand(shape)
+    answer = sliding_window(volume, twice, window_zyx=(window,) * 3, overlap=overlap)
+    torch.testing.assert_close(answer, torch.stack([volume, 2 * volume]))
+
+
+@pytest.mark.parametrize(
+    ("box_mm", "most", "fixed"),  # each side's 5th, 50th and 95th percentile in 58 patients
+    [((177, 169, 217), 1.70, 2.58), ((226, 202, 262), 1.62, 3.16), ((282, 239, 316), 1.56, 2.66)],
+)
+def test_voxels_computed_for_each_voxel_of_a_lung_box(box_mm: tuple[int, int, int], most: float, fixed: float) -> None:
+    """Counted as they are run; `fixed` is what windows of 128 that overlap by 32 would take."""
+    computed = 0
+
+    def counting(windows: Tensor) -> Tensor:
+        nonlocal computed
+        computed += windows.numel()
+        return windows
+
+    sliding_window(torch.zeros(box_mm), counting, window_zyx=(128, 128, 128), overlap=0.125)
+    voxels = math.prod(box_mm)
+    assert computed / voxels <= most
+    assert math.prod(128 * (math.ceil((side - 128) / 96) + 1) for side in box_mm) / voxels == pytest.approx(
+        fixed, abs=0.01
+    )
