@@ -148,8 +148,8 @@ class StoreReader:
             self._hand_over()
             self._connection.put_back(bytes(header[:got]))
             return False
-        self._in_hand.begin(self._association)
         if self._data_set is None:
+            self._in_hand.begin(self._association)
             content = bytearray(length)
             got = self._connection.fill(memoryview(content), due)
             return self._took(bytes(header), bytes(content[:got]), length)
