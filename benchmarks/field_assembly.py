@@ -24,7 +24,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813  as its documentation does
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers.inferer import SlidingWindowInferer
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from torch import Tensor
@@ -34,6 +34,8 @@ from imaging.geometry import Box, cropped
 from imaging.lesions import LesionThresholds, find_lesions
 from imaging.volume import CtVolume
 from imaging.windows import aanet_input, unet_channel_stack
+from models.aanet import AANet
+from models.darknet.network import DarknetNetwork
 from models.fusion import FusionSettings, fuse
 from models.packages import load_network, load_package
 from models.roi import RoiSettings, find_lungs
@@ -49,7 +51,10 @@ class Assembly:
         package = load_package(package_dir)
         self._settings = package.settings
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._detector = load_network(package, "roi").eval()
+        detector, aanet = load_network(package, "roi").eval(), load_network(package, "aanet").eval()
+        assert isinstance(detector, DarknetNetwork)
+        assert isinstance(aanet, AANet)
+        self._detector, self._aanet = detector, aanet
         ensemble = package.settings["ensemble"]
         # Whose weight is 0 need not run, here as in ours.
         self._unets = {
@@ -57,7 +62,6 @@ class Assembly:
             for name, weight in zip(ensemble["members"], ensemble["weights"], strict=True)
             if weight
         }
-        self._aanet = load_network(package, "aanet").eval()
         window = package.settings["window"]
         self._inferer = SlidingWindowInferer(
             roi_size=window["size_zyx"], sw_batch_size=1, overlap=window["overlap"], mode="gaussian"
@@ -118,11 +122,12 @@ class Assembly:
                 answer = network(channels)
                 last = answer if isinstance(answer, Tensor) else answer[-1]
                 total[slices.start : slices.stop] += weights[name] * last[:, 0, :height, :width]
-        return total / sum(weights[name] for name in self._unets)
+        return total.div(sum(weights[name] for name in self._unets))
 
     def _windows(self, windows: Tensor) -> Tensor:
         embolus, artery = self._aanet.forward_logits(windows)[:2]
-        return torch.sigmoid(torch.cat((embolus, artery), dim=1))
+        probabilities: Tensor = torch.sigmoid(torch.cat((embolus, artery), dim=1))
+        return probabilities
 
 
 def _volume(image: sitk.Image) -> CtVolume:

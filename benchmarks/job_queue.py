@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +60,7 @@ def measure(rounds: int) -> Page:
         )
         slept = side_by_side(
             {
-                f"{database} {workers}": lambda url=url, workers=workers: _slept(place(url), workers)
+                f"{database} {workers}": _sleeping(place, url, workers)
                 for database, url in (("SQLite", None), ("PostgreSQL", postgresql.url))
                 for workers in _WORKERS
             },
@@ -68,7 +68,7 @@ def measure(rounds: int) -> Page:
             warm_up=False,
         )
         waiting = side_by_side(
-            {str(jobs): lambda jobs=jobs: _next_start_ms(place(), jobs) for jobs in _WAITING},
+            {str(jobs): _waiting(place, jobs) for jobs in _WAITING},
             rounds=rounds,
             warm_up=False,
             unit="ms",
@@ -185,7 +185,10 @@ class _Place:
         logs = [self.folder / f"worker-{number}.log" for number in range(count)]
         running = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.scripted_worker"], env=environment, stderr=log.open("wb")
+                [sys.executable, "-m", "benchmarks.scripted_worker"],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=log.open("wb"),
             )
             for log in logs
         ]
@@ -201,6 +204,14 @@ class _Place:
                 process.terminate()
             for process in running:
                 process.wait(timeout=60)
+
+
+def _sleeping(place: Callable[[str | None], _Place], url: str | None, workers: int) -> Callable[[], float]:
+    return lambda: _slept(place(url), workers)
+
+
+def _waiting(place: Callable[[str | None], _Place], jobs: int) -> Callable[[], float]:
+    return lambda: _next_start_ms(place(None), jobs)
 
 
 def _start_p95_ms(place: _Place) -> float:
@@ -242,7 +253,7 @@ def _add_queued(place: _Place, count: int) -> None:
     same = {column.name: getattr(template, column.name) for column in JobRow.__table__.columns}
     rows = [same | {"id": str(uuid.uuid4())} for _ in range(count)]
     with place.database.write() as session:
-        session.bulk_insert_mappings(JobRow, rows)  # type: ignore[arg-type]
+        session.bulk_insert_mappings(JobRow, rows)
     for row in rows:
         place.queue.enqueue(row["id"], Priority.ROUTINE)
 

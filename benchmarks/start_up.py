@@ -110,8 +110,9 @@ class _Start:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def worker_is_ready(self) -> bool:
-        """Celery says so when every process of the pool has loaded its networks."""
-        return " ready." in self._log.read_text()
+        """Celery listens to the queue, and the process of its pool has loaded the networks."""
+        said = self._log.read_text()
+        return " ready." in said and "model package" in said
 
     @contextmanager
     def _running(self, process: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -128,7 +129,7 @@ class _Start:
 _HOW = """\
 From the start of a process to the first answer, on a data directory that has its database, everything it reads in the
 page cache; Redis runs, but for `embolens serve`, which is given the same one. The worker counts as ready when it
-takes jobs: Celery waits for its pool, whose process has loaded the networks of the shipped package. Python alone
+takes jobs: Celery listens, and the process of its pool has loaded the networks of the shipped package. Python alone
 takes {python:.2f} s, Python with torch, scipy, highdicom and cc3d {libraries:.2f} s: that is what the worker cannot
 go below. {versions}.
 """

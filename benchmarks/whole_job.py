@@ -62,20 +62,20 @@ class _Ours:
         parts = {
             "complete": queued - last_response,
             "start": started - queued,
-            **job["stage_seconds"],
-            "deliver": accepted - started - sum(job["stage_seconds"].values()),
+            **{str(stage): float(seconds) for stage, seconds in job["stage_seconds"].items()},
+            "deliver": accepted - started - float(sum(job["stage_seconds"].values())),
         }
         console.print("   ", {name: round(seconds, 3) for name, seconds in parts.items()}, highlight=False)
         if keep:
             for name, seconds in parts.items():
                 self.parts[name].append(seconds)
             self.lesions.append(len(job["findings"]["lesions"]))
-        return accepted - last_response
+        return float(accepted - last_response)
 
     def _seg_accepted(self, job: dict) -> float:  # type: ignore[type-arg]
         segs = {one["MainDicomTags"]["SOPInstanceUID"] for one in self.orthanc.instances()}
         (seg,) = (one for one in job["deliveries"] if one["sop_instance_uid"] in segs)
-        return datetime.fromisoformat(seg["delivered_at"]).timestamp()
+        return datetime.fromisoformat(str(seg["delivered_at"])).timestamp()
 
 
 @dataclass

@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from sqlalchemy.event import listen
 
 from imaging.errors import ConfigurationError
 from imaging.result import SegmentationResult
@@ -62,6 +63,19 @@ def test_the_relay_is_told_once_and_when_the_job_has_ended(
     )
     pipeline.run_job(job.id)
     assert told == [True]
+
+
+def test_a_job_costs_its_worker_so_many_statements_whatever_it_reports(
+    queue_job: QueueJob, make_pipeline: MakePipeline, database: Database
+) -> None:
+    """Counted, since every statement of 32 workers goes to one database: a write per stage, not per report."""
+    job, pipeline = queue_job(), make_pipeline(ThresholdSegmenter())
+    asked: list[str] = []
+    listen(database.engine, "before_cursor_execute", lambda *about: asked.append(str(about[2]).split()[0]))
+    pipeline.run_job(job.id)
+    writes = [one for one in asked if one in ("UPDATE", "INSERT", "DELETE")]
+    assert len(writes) <= 8, "the claim, the six stages, the end"
+    assert len(asked) <= 24, asked
 
 
 def test_a_study_without_a_clot_has_an_answer_of_its_own(

@@ -53,12 +53,12 @@ class PostgreSql:
         return self._directory / "data"
 
     def start(self) -> None:
-        options = ["-k", self._directory, "-c", "listen_addresses=", "-c", "fsync=off"]
+        options = ["-k", str(self._directory), "-c", "listen_addresses=", "-c", "fsync=off"]
         self._server = subprocess.Popen(
             [self._binaries / "postgres", "-D", self._data, *options],
             user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._directory,
         )  # fmt: skip
-        is_ready = [self._binaries / "pg_isready", "-h", self._directory, "-q"]
+        is_ready = [str(self._binaries / "pg_isready"), "-h", str(self._directory), "-q"]
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while subprocess.run(is_ready, check=False).returncode != 0:
             assert self._server.poll() is None, "PostgreSQL did not start"
