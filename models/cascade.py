@@ -376,7 +376,7 @@ class Cascade:
         artery_ml = np.count_nonzero(lumen) * self._spacing_mm**3 / 1000.0
         artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
         warnings = check_contrast(artery_ml, artery_hu, self._limits)
-        mask = scan.grid.restore(artery) > self._artery_threshold
+        mask = scan.grid.restore_above(artery, self._artery_threshold)
         smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
         return cc3d.dust(mask, threshold=smallest, connectivity=26).astype(bool), artery_hu, warnings
 
