@@ -115,10 +115,9 @@ class Box:
     @classmethod
     def around(cls, mask: Mask) -> Box | None:
         """The smallest box that holds all that is set; None where nothing is."""
-        in_plane = mask.any(axis=0)
-        extents = [
-            np.flatnonzero(along) for along in (mask.any(axis=(1, 2)), in_plane.any(axis=1), in_plane.any(axis=0))
-        ]
+        in_plane = np.any(mask, axis=0)
+        along_each = ([plane.any() for plane in mask], np.any(in_plane, axis=1), np.any(in_plane, axis=0))
+        extents = [np.flatnonzero(along) for along in along_each]
         if not extents[0].size:
             return None
         z, y, x = ((int(along[0]), int(along[-1]) + 1) for along in extents)
