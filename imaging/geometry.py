@@ -7,16 +7,16 @@ resampling is three small matrix products, one per axis, and back again the same
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from imaging.volume import Affine, CtVolume
-
-Weights = NDArray[np.float32]
+from imaging.volume import Affine, CtVolume, Mask
 
 # The canonical step of each array axis (z, y, x) in LPS: +S, +P, +L.
 _CANONICAL_STEPS = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -112,6 +112,17 @@ class Box:
     start_zyx: tuple[int, int, int]
     stop_zyx: tuple[int, int, int]
 
+    @classmethod
+    def around(cls, mask: Mask) -> Box | None:
+        """The smallest box that holds all that is set; None where nothing is."""
+        in_plane = np.any(mask, axis=0)
+        along_each = ([plane.any() for plane in mask], np.any(in_plane, axis=1), np.any(in_plane, axis=0))
+        extents = [np.flatnonzero(along) for along in along_each]
+        if not extents[0].size:
+            return None
+        z, y, x = ((int(along[0]), int(along[-1]) + 1) for along in extents)
+        return cls((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
     @property
     def slices(self) -> tuple[slice, slice, slice]:
         z, y, x = (slice(start, stop) for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True))
@@ -154,26 +165,46 @@ class WorkingGrid:
     def resample(self, canonical_hu: NDArray[np.int16]) -> NDArray[np.int16]:
         """HU of the whole canonical volume -> HU on this grid, averaged where the grid is coarser than the source."""
         weights = [
-            _interpolation(n, step / self.spacing_mm, self._shape(axis))
+            _interpolation(n, step / self.spacing_mm, self.shape_zyx[axis])
             for axis, (n, step) in enumerate(zip(self.box.shape_zyx, self.source_spacing_zyx_mm, strict=True))
         ]
-        return np.rint(_apply(canonical_hu[self.box.slices], weights)).astype(np.int16)
+        hu = np.empty(self.shape_zyx, dtype=np.int16)
+        for target, plane in zip(hu, _planes(canonical_hu[self.box.slices], weights), strict=True):
+            np.rint(plane, out=target, casting="unsafe")
+        return hu
 
     def restore(self, working: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values on this grid -> the box's voxels of the canonical volume, linearly; shape `box.shape_zyx`."""
-        weights = [
-            _interpolation(self._shape(axis), self.spacing_mm / step, n)
+        values = np.empty(self.box.shape_zyx, dtype=np.float32)
+        for target, plane in zip(values, _planes(working, self._back()), strict=True):
+            target[:] = plane
+        return values
+
+    def restore_above(self, working: NDArray[np.float32], threshold: float) -> Mask:
+        """`restore(working) > threshold`, worked out only around the values that are above it."""
+        mask = np.zeros(self.box.shape_zyx, dtype=bool)
+        high = Box.around(working > threshold)
+        if high is None:
+            return mask
+        weights = self._back()
+        touched = [_touched(along, inside) for along, inside in zip(weights, high.slices, strict=True)]
+        targets, sources = (tuple(part) for part in zip(*touched, strict=True))
+        parts = [along[part] for along, part in zip(weights, touched, strict=True)]
+        for target, plane in zip(mask[targets], _planes(working[sources], parts), strict=True):
+            np.greater(plane, threshold, out=target)
+        return mask
+
+    def _back(self) -> list[csr_array]:
+        return [
+            _interpolation(self.shape_zyx[axis], self.spacing_mm / step, n)
             for axis, (n, step) in enumerate(zip(self.box.shape_zyx, self.source_spacing_zyx_mm, strict=True))
         ]
-        return _apply(working, weights)
-
-    def _shape(self, axis: int) -> int:
-        return self.shape_zyx[axis]
 
 
-def _interpolation(source_count: int, source_step: float, target_count: int) -> Weights:
-    """(target, source) matrix between two grids whose first voxels share their outer face.
+def _interpolation(source_count: int, source_step: float, target_count: int) -> csr_array:
+    """(target, source) matrix, float32, between two grids whose first voxels share their outer face.
 
+    A row has the few voxels that a voxel of the target is made of.
     `source_step` is the source's spacing in units of the target's. A triangle as wide as the coarser of the two grids:
     linear interpolation when refining, averaging without aliasing when coarsening.
     """
@@ -181,17 +212,25 @@ def _interpolation(source_count: int, source_step: float, target_count: int) -> 
     centres = np.clip(centres, 0, source_count - 1)
     width = max(1.0, 1.0 / source_step)
     weights = np.clip(1.0 - np.abs(np.arange(source_count) - centres[:, None]) / width, 0.0, None)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+    return csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def _apply(array: NDArray[Any], weights: list[Weights]) -> NDArray[np.float32]:
+def _touched(weights: csr_array, inside: slice) -> tuple[slice, slice]:
+    """The targets in which a source inside has a part, and the sources of all of them."""
+    targets = np.flatnonzero(np.diff(weights[:, inside].indptr))
+    touched = slice(int(targets[0]), int(targets[-1]) + 1)
+    sources = weights[touched].indices
+    return touched, slice(int(sources.min()), int(sources.max()) + 1)
+
+
+def _planes(array: NDArray[Any], weights: list[csr_array]) -> Iterator[NDArray[np.float32]]:
+    """The target's planes, one after the other, each from the few planes it is made of: no float copy of the source."""
     along_z, along_y, along_x = weights
-    in_plane = np.empty((array.shape[0], along_y.shape[0], along_x.shape[0]), dtype=np.float32)
-    transposed = np.ascontiguousarray(along_x.T)
-    for plane, source in zip(in_plane, array, strict=True):  # slice by slice: no float copy of the whole source
-        np.matmul(along_y @ source.astype(np.float32), transposed, out=plane)
-    flat = in_plane.reshape(in_plane.shape[0], -1)
-    return (along_z @ flat).reshape(along_z.shape[0], *in_plane.shape[1:])
+    for begin, end in zip(along_z.indptr, along_z.indptr[1:], strict=False):
+        plane = np.zeros(array.shape[1:], dtype=np.float32)
+        for index, weight in zip(along_z.indices[begin:end], along_z.data[begin:end], strict=True):
+            plane += array[index] * weight
+        yield (along_x @ np.ascontiguousarray((along_y @ plane).T)).T
 
 
 def cropped(volume: CtVolume, box: Box) -> CtVolume:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
+from imaging.components import components
 from imaging.errors import ConfigurationError
 from imaging.findings import ArteryLevel, Lesion
+from imaging.geometry import Box, cropped
 from imaging.volume import CtVolume, Labelmap, Mask, Probability
 
 _SCORE_VOLUME_MM3 = 25.0  # a lesion's score is the mean probability of its most probable voxels of this volume
@@ -72,36 +73,51 @@ def find_lesions(
             are; what is added scores below it.
     """
     least = thresholds.score if min_score is None else min(min_score, thresholds.score)
-    components = _components(probability >= thresholds.voxel)
-    measured = _measured(components, probability, artery, volume, thresholds.min_volume_ml)
-    best = max((lesion.score for _, lesion in measured), default=None)
+    lowest = min(thresholds.voxel, max(least, _LOWEST_CANDIDATE))
+    labelmap = np.zeros(probability.shape, dtype=np.uint16)
+    lesions: tuple[Lesion, ...] = ()
+    best = None
+    around = Box.around(probability >= lowest)
+    if around is not None:
+        # Everything below looks at these voxels and, for the calibre, at the artery next to them: a part of the scan.
+        part = around.grown(_calibre_margin(volume), volume.shape_zyx)
+        of_part, lesions, best = _listed(
+            probability[part.slices], artery[part.slices], cropped(volume, part), thresholds, least
+        )
+        labelmap[part.slices] = of_part
     if best is None:
         best = _mean_of_best(probability[probability < thresholds.voxel], volume.voxel_volume_mm3)
+    return FoundLesions(labelmap, lesions, best)
+
+
+def _listed(
+    probability: Probability, artery: Mask, volume: CtVolume, thresholds: LesionThresholds, least: float
+) -> tuple[Labelmap, tuple[Lesion, ...], float | None]:
+    """Label map, lesions of the score `least` on, and the best score of anything large enough, None where none is."""
+    pieces = components(probability >= thresholds.voxel)
+    measured = _measured(pieces, probability, artery, volume, thresholds.min_volume_ml)
+    best = max((lesion.score for _, lesion in measured), default=None)
     listed = [(label, lesion) for label, lesion in measured if lesion.score >= least]
     if least < thresholds.voxel:
-        weak = _components(probability >= max(least, _LOWEST_CANDIDATE))
-        large = np.isin(components, [label for label, _ in measured])
+        weak = components(probability >= max(least, _LOWEST_CANDIDATE))
+        large = np.isin(pieces, [label for label, _ in measured])
         weak[np.isin(weak, np.unique(weak[large]))] = 0  # the rim of something measured above
-        offset = np.uint32(components.max(initial=0))
+        offset = np.uint32(pieces.max(initial=0))
         weaker = _measured(weak, probability, artery, volume, thresholds.min_volume_ml)
         listed += [(label + int(offset), lesion) for label, lesion in weaker if lesion.score >= least]
-        components = np.where(weak > 0, weak + offset, components * large)
+        pieces = np.where(weak > 0, weak + offset, pieces * large)
     listed.sort(key=lambda item: (-item[1].score, -item[1].volume_ml, item[1].peak_lps_mm))
     ids = {label: number for number, (label, _) in enumerate(listed, start=1)}
     lesions = tuple(replace(lesion, id=ids[label]) for label, lesion in listed)
-    return FoundLesions(_lookup(components, ids), lesions, best)
+    return _lookup(pieces, ids), lesions, best
 
 
-def _components(mask: Mask) -> NDArray[np.uint32]:
-    return np.asarray(cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32), dtype=np.uint32)
-
-
-def _lookup(components: NDArray[np.uint32], ids: dict[int, int]) -> Labelmap:
-    table = np.zeros(int(components.max(initial=0)) + 1, dtype=np.uint16)
+def _lookup(pieces: NDArray[np.uint32], ids: dict[int, int]) -> Labelmap:
+    table = np.zeros(int(pieces.max(initial=0)) + 1, dtype=np.uint16)
     for label, number in ids.items():
         table[label] = number
-    labelmap = np.zeros(components.shape, dtype=np.uint16)
-    for plane, found in zip(labelmap, components, strict=True):
+    labelmap = np.zeros(pieces.shape, dtype=np.uint16)
+    for plane, found in zip(labelmap, pieces, strict=True):
         if found.max(initial=0):
             np.take(table, found, out=plane)
     return labelmap
@@ -115,17 +131,17 @@ def _mean_of_best(values: Probability, voxel_volume_mm3: float) -> float:
 
 
 def _measured(
-    components: NDArray[np.uint32],
+    pieces: NDArray[np.uint32],
     probability: Probability,
     artery: Mask,
     volume: CtVolume,
     min_volume_ml: float,
 ) -> list[tuple[int, Lesion]]:
     found = []
-    for label, box in enumerate(find_objects(components), start=1):
+    for label, box in enumerate(find_objects(pieces), start=1):
         if box is None:
             continue
-        mask = components[box] == label
+        mask = pieces[box] == label
         volume_ml = float(np.count_nonzero(mask)) * volume.voxel_volume_mm3 / 1000.0
         if volume_ml < min_volume_ml:
             continue
@@ -166,7 +182,7 @@ def artery_level(artery: Mask, box: tuple[slice, ...], mask: Mask, volume: CtVol
         box: a box of it that holds the lesion.
         mask: the lesion's voxels in `box`.
     """
-    margin = [int(np.ceil(_CALIBRE_MARGIN_MM / step)) for step in volume.spacing_zyx_mm]
+    margin = _calibre_margin(volume)
     wide = tuple(slice(max(0, b.start - m), b.stop + m) for b, m in zip(box, margin, strict=True))
     inside = tuple(slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True))
     lumen = artery[wide].copy()
@@ -175,3 +191,9 @@ def artery_level(artery: Mask, box: tuple[slice, ...], mask: Mask, volume: CtVol
     radius_mm = distance_transform_edt(padded, sampling=volume.spacing_zyx_mm)[1:-1, 1:-1, 1:-1]
     largest = float(radius_mm[inside][mask].max())
     return next((level for radius, level in _LEVEL_RADII_MM if largest >= radius), ArteryLevel.SUBSEGMENTAL)
+
+
+def _calibre_margin(volume: CtVolume) -> tuple[int, int, int]:
+    """Voxels (z, y, x) around a lesion within which a wall may tell its artery's level."""
+    z, y, x = (int(np.ceil(_CALIBRE_MARGIN_MM / step)) for step in volume.spacing_zyx_mm)
+    return z, y, x

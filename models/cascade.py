@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imaging.components import drop_small_pieces
 from imaging.errors import EmbolensError, OutOfMemory, Reason
 from imaging.findings import Findings, Outcome
 from imaging.geometry import Box, WorkingGrid, cropped, to_canonical
@@ -297,7 +297,7 @@ class Cascade:
         self, unet_logits: Tensor | None, aanet_logits: Tensor | None, artery_probability: Tensor | None
     ) -> Probability:
         embolus = fuse(unet_logits, aanet_logits, artery_probability, self._fusion_settings)
-        if not bool(torch.isfinite(embolus).all()):  # would compare as "below the threshold", that is as no embolus
+        if not bool(embolus.sum().isfinite()):  # would compare as "below the threshold", that is as no embolus
             raise EmbolensError("the networks gave values that are not numbers", code="cascade.not_finite")
         return np.asarray(embolus.cpu().numpy())
 
@@ -331,14 +331,17 @@ class Cascade:
         found = find_lesions(probability, artery_part, part, self._thresholds, min_score=min_score)
 
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
-        labelmap[region.box.slices] = found.labelmap
         lesion_probability = np.zeros(canonical.shape_zyx, dtype=np.uint8)
-        inside = found.labelmap > 0  # few voxels: no float copies of the whole box
-        lesion_probability[region.box.slices][inside] = np.rint(255 * probability[inside])
         artery_mask = np.zeros(canonical.shape_zyx, dtype=bool)
+        artery_mask[region.box.slices] = artery_part
         # Ids run from the best score down. Candidates below the threshold say nothing about the artery either.
         emboli = sum(lesion.score >= self._thresholds.score for lesion in found.lesions)
-        artery_mask[region.box.slices] = artery_part | ((found.labelmap > 0) & (found.labelmap <= emboli))
+        if (lesions := Box.around(found.labelmap > 0)) is not None:
+            labels = found.labelmap[lesions.slices]
+            labelmap[region.box.slices][lesions.slices] = labels
+            shown = np.where(labels > 0, probability[lesions.slices], 0)
+            lesion_probability[region.box.slices][lesions.slices] = np.rint(255 * shown)
+            artery_mask[region.box.slices][lesions.slices] |= (labels > 0) & (labels <= emboli)
         reported = found.scan_probability >= self._thresholds.score
         findings = Findings(
             outcome=Outcome.EMBOLUS_FOUND if reported else Outcome.NO_EMBOLUS,
@@ -373,14 +376,17 @@ class Cascade:
             unknown = Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known")
             return np.zeros(part.shape_zyx, dtype=bool), None, (unknown,)
         lumen = (artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)
-        core = ndimage.binary_erosion(lumen)
-        lumen_hu = scan.hu[core if core.any() else lumen]
+        lumen_hu = np.empty(0, dtype=np.int16)
+        if (around := Box.around(lumen)) is not None:
+            core = ndimage.binary_erosion(lumen[around.slices])
+            lumen_hu = scan.hu[around.slices][core if core.any() else lumen[around.slices]]
         artery_ml = np.count_nonzero(lumen) * self._spacing_mm**3 / 1000.0
         artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
         warnings = check_contrast(artery_ml, artery_hu, self._limits)
-        mask = scan.grid.restore(artery) > self._artery_threshold
+        mask = scan.grid.restore_above(artery, self._artery_threshold)
         smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
-        return cc3d.dust(mask, threshold=smallest, connectivity=26).astype(bool), artery_hu, warnings
+        drop_small_pieces(mask, smallest)
+        return mask, artery_hu, warnings
 
     def _compiled(self, network: nn.Module, example_shape: Sequence[int]) -> CompiledNetwork:
         return CompiledNetwork(network, example_shape, self.device, self._backend)

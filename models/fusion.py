@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.cascade_options import Ensemble
 
@@ -66,18 +65,25 @@ def fuse(
         alone = aanet_logits if unet_logits is None else unet_logits
         if alone is None:
             raise ValueError("fusion needs the logits of one network at least")
-        logits = (settings.unet_weight + settings.aanet_weight) * alone + settings.bias
+        logits = (settings.unet_weight + settings.aanet_weight) * alone
     else:
-        logits = settings.unet_weight * unet_logits + settings.aanet_weight * aanet_logits + settings.bias
-    probability = torch.sigmoid(logits)
-    return probability if artery_probability is None else probability * artery_gate(artery_probability, settings)
+        logits = settings.unet_weight * unet_logits
+        logits += settings.aanet_weight * aanet_logits
+    probability = logits.add_(settings.bias).sigmoid_()  # in place: memory that is new costs more than the sums
+    if artery_probability is not None:
+        probability *= artery_gate(artery_probability, settings)
+    return probability
 
 
 def artery_gate(artery_probability: Tensor, settings: FusionSettings) -> Tensor:
     """0..1: the largest artery probability within reach, 1 from `gate_open_at` on."""
-    reached = artery_probability[None, None]
+    reached = artery_probability
     for axis in range(3):  # a cube's maximum, one axis after the other
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * settings.gate_reach_voxels + 1, settings.gate_reach_voxels
-        reached = F.max_pool3d(reached, kernel, stride=1, padding=padding)
-    return (reached[0, 0] / settings.gate_open_at).clamp(max=1.0)
+        before = reached
+        reached = before.clone()
+        for step in range(1, min(settings.gate_reach_voxels, before.shape[axis] - 1) + 1):
+            count = before.shape[axis] - step
+            for to, source in ((0, step), (step, 0)):
+                part = reached.narrow(axis, to, count)
+                torch.maximum(part, before.narrow(axis, source, count), out=part)
+    return reached.div_(settings.gate_open_at).clamp_(max=1.0)

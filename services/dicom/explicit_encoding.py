@@ -6,7 +6,7 @@ For sequences of hundreds of like items, which take pydicom some 0.1 ms for each
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
@@ -17,7 +17,7 @@ from pydicom.tag import Tag
 from services.dicom.file_meta import FILE_PREFIX
 
 _REFERENCED_SOP_CLASS_UID, _REFERENCED_SOP_INSTANCE_UID = Tag(0x0008, 0x1150), Tag(0x0008, 0x1155)
-_DEFAULT_CHARACTER_SET = "iso8859"
+DEFAULT_CHARACTER_SET = "iso8859"
 
 
 def element(tag: int, vr: str, value: bytes) -> bytes:
@@ -37,15 +37,19 @@ def sequence(tag: int, items: Iterable[bytes]) -> bytes:
     return head_of(tag, "SQ", len(content)) + content
 
 
-def references(tag: int, sop_class_uid: str, sop_instance_uids: Sequence[str]) -> bytes:
-    """A sequence that refers to instances of one class."""
-    of_class = element(_REFERENCED_SOP_CLASS_UID, "UI", sop_class_uid.encode())
+def references(tag: int, instances: Iterable[tuple[str, str]]) -> bytes:
+    """A sequence that refers to instances, each given by its SOP Class UID and its SOP Instance UID."""
     return sequence(
-        tag, (of_class + element(_REFERENCED_SOP_INSTANCE_UID, "UI", uid.encode()) for uid in sop_instance_uids)
+        tag,
+        (
+            element(_REFERENCED_SOP_CLASS_UID, "UI", sop_class_uid.encode())
+            + element(_REFERENCED_SOP_INSTANCE_UID, "UI", sop_instance_uid.encode())
+            for sop_class_uid, sop_instance_uid in instances
+        ),
     )
 
 
-def encoded(dataset: Dataset, character_set: str | list[str] = _DEFAULT_CHARACTER_SET) -> bytes:
+def encoded(dataset: Dataset, character_set: str | list[str] = DEFAULT_CHARACTER_SET) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
     write_dataset(buffer, dataset, character_set)
@@ -62,7 +66,7 @@ def write_file(file: BinaryIO, instance: Dataset, ready: Mapping[int, Iterable[b
     meta = DicomBytesIO()
     write_file_meta_info(meta, instance.file_meta)
     file.write(FILE_PREFIX + meta.getvalue())
-    character_set = instance.get("SpecificCharacterSet", _DEFAULT_CHARACTER_SET)
+    character_set = instance.get("SpecificCharacterSet", DEFAULT_CHARACTER_SET)
     begin = 0
     for tag in sorted(ready):
         file.write(encoded(instance[begin:tag], character_set))

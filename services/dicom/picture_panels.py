@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import binary_erosion
 
 from imaging.volume import CtVolume, Mask
 
@@ -46,7 +45,7 @@ def coronal_panel(volume: CtVolume, artery: Mask, labels: NDArray[Any], emboli: 
     low, high = np.percentile(mean_hu, (2, 99))
     grey = fit.image(_windowed(mean_hu, float(low), float(high) + 1.0) * 0.75, Image.Resampling.BICUBIC)
     panel = np.repeat(grey[:, :, None], 3, axis=2)
-    depth = np.stack([np.count_nonzero(plane, axis=0) for plane in artery])[::-1].astype(np.float32)
+    depth = np.stack([plane.view(np.uint8).sum(axis=0, dtype=np.uint16) for plane in artery])[::-1].astype(np.float32)
     opacity = (
         fit.image(np.clip(depth / max(1.0, float(depth.max())) * 2.0, 0, 1) * 160, Image.Resampling.BILINEAR) / 255.0
     )
@@ -89,7 +88,18 @@ def _windowed(hu: NDArray[np.float32], low: float, high: float) -> NDArray[np.fl
 
 
 def _draw_outline(panel: Rgb, mask: Mask, colour: tuple[int, int, int], *, width: int) -> None:
-    panel[mask & ~binary_erosion(mask, iterations=width)] = colour
+    inner = mask
+    for _ in range(width):
+        inner = _eroded(inner)
+    panel[mask & ~inner] = colour
+
+
+def _eroded(mask: Mask) -> Mask:
+    """The pixels whose four neighbours are set too; outside the panel nothing is."""
+    inner = np.zeros_like(mask)
+    across = mask[1:-1, :-2] & mask[1:-1, 2:]
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & across
+    return inner
 
 
 def _draw_lesions(panel: Rgb, fit: _Fit, labels: NDArray[Any], emboli: Sequence[int], *, width: int) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,23 +134,41 @@ def _write_objects(
     seg_options: SegOptions,
 ) -> dict[ResultKind, tuple[SopInstance, ...]]:
     headers, findings = reference_headers(source), result.findings
-    shown = findings.reported[:MOST_KEY_IMAGES]
-    emboli = embolus_pictures(source.volume, result, shown)
-    key_images = [
-        (overview_picture(preview, findings), None),
-        *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
-    ]
-    seg = None
-    if has_segments(findings, seg_options):
-        seg = write_seg(source, result, directory / SEG_FILE, identity=identity, options=seg_options)
-    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity, options=seg_options, headers=headers)
-    pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
+    with ThreadPoolExecutor(1, "segmentation and report") as beside:  # pictures are made and compressed without the GIL
+        segmentation_and_report = beside.submit(
+            _write_seg_and_sr, source, result, headers, directory, identity, seg_options
+        )
+        shown = findings.reported[:MOST_KEY_IMAGES]
+        emboli = embolus_pictures(source.volume, result, shown)
+        key_images = [
+            (overview_picture(preview, findings), None),
+            *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
+        ]
+        pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
+        pictures = write_key_images(key_images, headers[0], findings, directory, identity=identity)
+        document = write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity)
+        seg, sr = segmentation_and_report.result()
     return {
         ResultKind.SEG: () if seg is None else (seg,),
         ResultKind.SR: (sr,),
-        ResultKind.KEY_IMAGES: write_key_images(key_images, headers[0], findings, directory, identity=identity),
-        ResultKind.REPORT: (write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity),),
+        ResultKind.KEY_IMAGES: pictures,
+        ResultKind.REPORT: (document,),
     }
+
+
+def _write_seg_and_sr(
+    source: SourceSeries,
+    result: SegmentationResult,
+    headers: list[Dataset],
+    directory: Path,
+    identity: ResultIdentity,
+    seg_options: SegOptions,
+) -> tuple[SopInstance | None, SopInstance]:
+    seg = None
+    if has_segments(result.findings, seg_options):
+        seg = write_seg(source, result, directory / SEG_FILE, identity=identity, options=seg_options)
+    sr = write_sr(source, result, seg, directory / SR_FILE, identity=identity, options=seg_options, headers=headers)
+    return seg, sr
 
 
 def _write_refusal(

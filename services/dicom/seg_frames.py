@@ -79,12 +79,12 @@ def save_segmentation(
             item.DimensionOrganizationUID = dimension_organization_uid  # in place of one from chance
     segmentation.NumberOfFrames = len(frames)
     described = _described(source, segmentation.PerFrameFunctionalGroupsSequence[0], frames)
-    images = list(dict.fromkeys(source.sop_instance_uids))
-    series = references(_REFERENCED_INSTANCES, header.SOPClassUID, images)
+    images = [(header.SOPClassUID, uid) for uid in dict.fromkeys(source.sop_instance_uids)]
+    series = references(_REFERENCED_INSTANCES, images)
     series += element(_SERIES_INSTANCE_UID, "UI", header.SeriesInstanceUID.encode())
     ready: dict[int, Iterable[bytes | memoryview]] = {
         _REFERENCED_SERIES: [sequence(_REFERENCED_SERIES, [series])],
-        _SOURCE_IMAGES: [references(_SOURCE_IMAGES, header.SOPClassUID, images)],
+        _SOURCE_IMAGES: [references(_SOURCE_IMAGES, images)],
         _PER_FRAME: [sequence(_PER_FRAME, described)],
         _PIXEL_DATA: _pixel_data(planes, frames, kind, None if probability is None else source.on_slices(probability)),
     }

@@ -4,11 +4,16 @@ The first measurement group is about the scan: "pulmonary embolism" is present, 
 reasons or warnings, and the clot burden. A group for every embolus follows: its measurements, its segment of the SEG.
 Candidates below the threshold are no findings: only the SEG has them. A scan that was not analysable, or
 on which the work failed, has the first group only, without any measurement.
+
+highdicom makes the document around the first group, and every embolus's group around one source image. What refers to
+each of some hundred images is encoded as it will stand in the file: highdicom would make a data set of each, search all
+of them for references and copy them, and pydicom write them. The bytes are the same, as the tests say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import highdicom as hd
@@ -34,11 +39,13 @@ from highdicom.sr import (
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.tag import Tag
 
 from imaging.findings import RESEARCH_USE_ONLY, Findings, Lesion, Outcome
 from imaging.label_areas import label_areas
 from imaging.result import SegmentationResult
 from services.dicom import result_codes
+from services.dicom.explicit_encoding import DEFAULT_CHARACTER_SET, element, encoded, references, sequence
 from services.dicom.identity import ResultIdentity
 from services.dicom.reference_headers import reference_headers
 from services.dicom.result_kind import ResultKind
@@ -67,7 +74,28 @@ _WHY = {
     Outcome.NOT_ANALYSABLE: result_codes.WHY_NOT_ANALYSABLE,
     Outcome.FAILED: result_codes.WHY_NOT_ANALYSED,
 }
-Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
+_CONTENT, _EVIDENCE = Tag("ContentSequence"), Tag("CurrentRequestedProcedureEvidenceSequence")
+_REFERENCED_SERIES, _REFERENCED_SOP = Tag("ReferencedSeriesSequence"), Tag("ReferencedSOPSequence")
+_STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = Tag("StudyInstanceUID"), Tag("SeriesInstanceUID")
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbolusGroup:
+    """An embolus's measurements, as highdicom makes them with one source image, and the other images that show it."""
+
+    content: VolumetricROIMeasurementsAndQualitativeEvaluations
+    further_images: Sequence[str] = ()
+
+    def encoded(self, character_set: str | list[str]) -> bytes:
+        (group,) = self.content
+        items = []
+        for item in group.ContentSequence:
+            items.append(encoded(item, character_set))
+            if isinstance(item, SourceImageForSegmentation):
+                sop_class_uid = item.ReferencedSOPSequence[0].ReferencedSOPClassUID
+                rest = encoded(item[_REFERENCED_SOP + 1 :], character_set)
+                items += [references(_REFERENCED_SOP, [(sop_class_uid, uid)]) + rest for uid in self.further_images]
+        return _encoded_container(group, items, character_set)
 
 
 def write_sr(
@@ -89,16 +117,16 @@ def write_sr(
     """
     headers = headers or reference_headers(source)
     evidence = list(headers)
-    groups: list[Group] = [_scan_group(result.findings, identity)]
+    groups = []
     if seg is not None:
         evidence.append(_seg_reference(seg))
     areas = label_areas(result.embolus_labelmap)
     for lesion in result.findings.reported:
         assert seg is not None, "emboli are segments"
-        images = _source_images(source, headers, np.flatnonzero(areas[:, lesion.id]))
+        image, further = _source_images(source, headers, np.flatnonzero(areas[:, lesion.id]))
         number = options.segment_number(lesion.id)
-        segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, number, source_images=images)
-        groups.append(_embolus_group(lesion, segment, identity))
+        segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, number, source_images=[image])
+        groups.append(_EmbolusGroup(_embolus_group(lesion, segment, identity), further))
     return _write(evidence, result.findings, groups, path, identity)
 
 
@@ -112,15 +140,21 @@ def write_not_analysable_sr(
     """
     if findings.analysed:
         raise ValueError(f"{findings.outcome} needs a report with the images that were analysed")
-    return _write(images, findings, [_scan_group(findings, identity)], path, identity)
+    return _write(images, findings, [], path, identity)
 
 
 def _write(
-    evidence: Sequence[Dataset], findings: Findings, groups: Sequence[Group], path: Path, identity: ResultIdentity
+    evidence: Sequence[Dataset],
+    findings: Findings,
+    groups: Sequence[_EmbolusGroup],
+    path: Path,
+    identity: ResultIdentity,
 ) -> SopInstance:
+    """Evidence is of one study."""
+    content = _report(findings, identity)
     report = Comprehensive3DSR(
-        evidence=evidence,
-        content=_report(findings, groups, identity)[0],
+        evidence=evidence[:1],
+        content=content,
         series_instance_uid=identity.uid("sr", "series"),
         series_number=series_number(ResultKind.SR, evidence[0]),
         sop_instance_uid=identity.uid("sr", "instance"),
@@ -135,10 +169,45 @@ def _write(
         coding_schemes=[result_codes.scheme_identification()],
         contributing_equipment=[contributing_equipment(identity)],
     )
-    return save_whole(report, evidence[0], path)
+    character_set = report.get("SpecificCharacterSet", DEFAULT_CHARACTER_SET)
+    ready: dict[int, list[bytes]] = {
+        _EVIDENCE: [_encoded_evidence(evidence)],
+        _CONTENT: [_encoded_content(content.ContentSequence, groups, character_set)],
+    }
+    return save_whole(report, evidence[0], path, ready)
 
 
-def _report(findings: Findings, groups: Sequence[Group], identity: ResultIdentity) -> MeasurementReport:
+def _encoded_content(
+    items: Sequence[Dataset], groups: Iterable[_EmbolusGroup], character_set: str | list[str]
+) -> bytes:
+    """The document's content; its last item is the container of all measurement groups."""
+    *others, measurements = items
+    of_groups = [encoded(group, character_set) for group in measurements.ContentSequence]
+    of_groups += [group.encoded(character_set) for group in groups]
+    container = _encoded_container(measurements, of_groups, character_set)
+    return sequence(_CONTENT, [*(encoded(item, character_set) for item in others), container])
+
+
+def _encoded_container(container: Dataset, items: Iterable[bytes], character_set: str | list[str]) -> bytes:
+    before, after = container[:_CONTENT], container[_CONTENT + 1 :]
+    return encoded(before, character_set) + sequence(_CONTENT, items) + encoded(after, character_set)
+
+
+def _encoded_evidence(evidence: Sequence[Dataset]) -> bytes:
+    """The instances of one study by their series (PS3.3 table 10-3b)."""
+    by_series: dict[str, list[tuple[str, str]]] = {}
+    for one in evidence:
+        by_series.setdefault(one.SeriesInstanceUID, []).append((one.SOPClassUID, one.SOPInstanceUID))
+    series = [
+        references(_REFERENCED_SOP, instances) + element(_SERIES_INSTANCE_UID, "UI", uid.encode())
+        for uid, instances in by_series.items()
+    ]
+    study = element(_STUDY_INSTANCE_UID, "UI", evidence[0].StudyInstanceUID.encode())
+    return sequence(_EVIDENCE, [sequence(_REFERENCED_SERIES, series) + study])
+
+
+def _report(findings: Findings, identity: ResultIdentity) -> Dataset:
+    """The document's content with the group about the scan."""
     device = DeviceObserverIdentifyingAttributes(
         uid=identity.device_uid,
         name="Embolens",
@@ -146,15 +215,15 @@ def _report(findings: Findings, groups: Sequence[Group], identity: ResultIdentit
         model_name=MODEL_NAME,
         serial_number=identity.package_sha256[:16],
     )
-    report = MeasurementReport(
+    (report,) = MeasurementReport(
         observation_context=ObservationContext(
             observer_device_context=ObserverContext(codes.DCM.Device, observer_identifying_attributes=device)
         ),
         procedure_reported=codes.cid100.CTUnspecifiedBodyRegion,
-        imaging_measurements=groups,
+        imaging_measurements=[_scan_group(findings, identity)],
     )
     # For whoever reads the report as text. TID 1500 is extensible; what is measured stays the last container.
-    content = report[0].ContentSequence
+    content = report.ContentSequence
     measurements = content.pop()
     content.append(_text(codes.DCM.Comment, RESEARCH_USE_ONLY))
     content.append(_text(codes.DCM.Summary, headline(findings)))
@@ -231,14 +300,15 @@ def _algorithm(identity: ResultIdentity) -> AlgorithmIdentification:
 
 def _source_images(
     source: SourceSeries, headers: Sequence[Dataset], slices: NDArray[np.intp]
-) -> list[SourceImageForSegmentation]:
-    """The images from the first to the last of these slices."""
+) -> tuple[SourceImageForSegmentation, list[str]]:
+    """The images from the first to the last of these slices: the first image, UIDs of the others."""
     shown = range(int(slices[0]), int(slices[-1]) + 1)
     sop_class_uid = headers[0].SOPClassUID
     if source.is_multi_frame:
         frames = sorted(source.frame_indices[index] + 1 for index in shown)
-        return [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[0], frames)]
-    return [SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[index]) for index in shown]
+        return SourceImageForSegmentation(sop_class_uid, source.sop_instance_uids[0], frames), []
+    first, *others = (source.sop_instance_uids[index] for index in shown)
+    return SourceImageForSegmentation(sop_class_uid, first), others
 
 
 def _seg_reference(seg: SopInstance) -> Dataset:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from imaging.geometry import Box, WorkingGrid, cropped, to_canonical
+from imaging.geometry import Box, WorkingGrid, _interpolation, cropped, to_canonical
 from imaging.volume import CtVolume
 
 CANONICAL_STEPS = np.array([[0.0, 0.0, 0.7], [0.0, 0.8, 0.0], [2.0, 0.0, 0.0]])
@@ -73,6 +73,53 @@ def test_there_and_back_keeps_a_smooth_field() -> None:
     inner = (slice(2, -2),) * 3
     assert np.abs(restored[inner] - field[box.slices][inner]).max() < 8
     assert restored.shape == box.shape_zyx
+
+
+@pytest.mark.parametrize("spacing", [(1.25, 0.7, 0.7), (0.75, 0.7, 0.7), (3.0, 1.4, 1.0), (0.4, 0.9, 2.2)])
+def test_few_weights_give_what_whole_matrices_give(spacing: tuple[float, float, float]) -> None:
+    random = np.random.default_rng(1)
+    shape = (23, 37, 31)
+    volume = CtVolume(random.integers(-1000, 1500, shape).astype(np.int16), np.diag([*spacing, 1.0])[[2, 1, 0, 3]])
+    box = Box((2, 3, 4), (22, 35, 29))
+    grid = WorkingGrid.over(volume, box, 1.0)
+
+    hu = _by_whole_matrices(volume.hu[box.slices], grid.shape_zyx, [step / 1.0 for step in spacing])
+    assert np.abs(grid.resample(volume.hu) - hu).max() <= 0.501
+
+    values = random.random(grid.shape_zyx, dtype=np.float32)
+    restored = grid.restore(values)
+    plain = _by_whole_matrices(values, box.shape_zyx, [1.0 / step for step in spacing])
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, plain, atol=1e-6)
+    values[:, :9] = values[:, 20:] = values[:4] = 0
+    for threshold in (0.0, 0.4, 0.99, 1.0):
+        np.testing.assert_array_equal(grid.restore_above(values, threshold), grid.restore(values) > threshold)
+
+
+def _by_whole_matrices(array: np.ndarray, target_shape: tuple[int, ...], source_steps: list[float]) -> np.ndarray:
+    """Every voxel of the target from every voxel of the source, most of which weigh nothing, in float64."""
+    for axis, (target_count, step) in enumerate(zip(target_shape, source_steps, strict=True)):
+        count = array.shape[axis]
+        centres = np.clip((np.arange(target_count) + 0.5) / step - 0.5, 0, count - 1)
+        weights = np.maximum(0, 1 - np.abs(np.arange(count) - centres[:, None]) / max(1.0, 1.0 / step))
+        weights /= weights.sum(axis=1, keepdims=True)
+        array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
+    return array
+
+
+def test_a_voxel_costs_a_few_multiplications_however_large_the_grid_is() -> None:
+    for count in (50, 500):
+        refining = _interpolation(count, 1 / 0.7, round(count / 0.7))
+        coarsening = _interpolation(count, 0.7, round(count * 0.7))
+        assert refining.nnz <= 2 * refining.shape[0]
+        assert coarsening.nnz <= 3 * coarsening.shape[0]
+
+
+def test_the_box_around_a_mask_holds_all_of_it_and_no_more() -> None:
+    mask = np.zeros((6, 7, 8), dtype=bool)
+    assert Box.around(mask) is None
+    mask[2, 3, 7] = mask[4, 1, 5] = True
+    assert Box.around(mask) == Box((2, 1, 5), (5, 4, 8))
 
 
 def test_a_grown_box_stays_inside_the_volume() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from imaging import lesions
 from imaging.errors import ConfigurationError
 from imaging.findings import ArteryLevel
 from imaging.lesions import LesionThresholds, find_lesions
@@ -88,6 +89,34 @@ def test_without_a_probable_voxel_the_scan_keeps_its_best_candidate_as_probabili
     assert found.lesions == ()
     assert not found.labelmap.any()
     assert abs(found.scan_probability - 0.45) < 1e-6
+
+
+@pytest.mark.parametrize("min_score", [None, 0.3])
+def test_more_of_the_patient_around_changes_nothing_but_places(min_score: float | None) -> None:
+    volume, probability, artery = _scan()
+    alone = find_lesions(probability, artery, volume, THRESHOLDS, min_score=min_score)
+    around = [(9, 2), (3, 14), (0, 5)]
+    before = np.array([first for first, _ in around])
+    affine = volume.affine_lps.copy()
+    affine[:3, 3] = volume.point_lps_mm(-before)
+    wider = CtVolume(np.pad(volume.hu, around), affine)
+    found = find_lesions(np.pad(probability, around), np.pad(artery, around), wider, THRESHOLDS, min_score=min_score)
+    assert found.lesions == alone.lesions
+    np.testing.assert_array_equal(found.labelmap, np.pad(alone.labelmap, around))
+
+
+def test_pieces_are_measured_in_the_part_of_the_scan_that_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, probability, artery = _scan()
+    looked_at: list[int] = []
+    labelled = lesions.components
+
+    def counting(mask: np.ndarray) -> np.ndarray:
+        looked_at.append(mask.size)
+        return labelled(mask)
+
+    monkeypatch.setattr(lesions, "components", counting)
+    find_lesions(probability, artery, volume, THRESHOLDS, min_score=None)
+    assert looked_at == [18 * 18 * 20], "4 x 4 x 6 voxels and 7 mm on every side"
 
 
 def test_thresholds_that_contradict_each_other_are_refused() -> None:

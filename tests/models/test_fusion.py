@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from models.cascade_options import Ensemble
-from models.fusion import FusionSettings, ensemble_logits, fuse
+from models.fusion import FusionSettings, artery_gate, ensemble_logits, fuse
 
 SETTINGS = FusionSettings(unet_weight=0.5, aanet_weight=1.5, bias=-1.0, gate_reach_voxels=1, gate_open_at=0.5)
 SHAPE = (3, 3, 3)
@@ -39,3 +40,22 @@ def test_an_artery_gates_what_is_out_of_its_reach() -> None:
     embolus = fuse(logits, logits, artery, SETTINGS)
     assert (embolus[0, 0, :2] > 0.9).all()
     assert (embolus[0, 0, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 9])
+def test_the_gate_is_the_maximum_of_a_cube(reach: int) -> None:
+    artery = torch.rand((5, 12, 9), generator=torch.Generator().manual_seed(3))
+    given = artery.clone()
+    settings = FusionSettings(0.5, 1.5, -1.0, gate_reach_voxels=reach, gate_open_at=0.7)
+    pooled = F.max_pool3d(F.pad(artery, [reach] * 6)[None, None], 2 * reach + 1, stride=1)[0, 0]
+    assert torch.equal(artery_gate(artery, settings), (pooled / 0.7).clamp(max=1.0))
+    assert torch.equal(artery, given)
+
+
+def test_fusing_leaves_its_inputs_as_they_were() -> None:
+    logits = [torch.full(SHAPE, 0.3), torch.full(SHAPE, -0.8), torch.full(SHAPE, 0.9)]
+    given = [one.clone() for one in logits]
+    unet, aanet, artery = logits
+    for call in ((unet, aanet, artery), (unet, None, artery), (None, aanet, None)):
+        fuse(*call, SETTINGS)
+    assert all(torch.equal(one, before) for one, before in zip(logits, given, strict=True))

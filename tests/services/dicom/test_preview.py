@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from imaging.findings import Outcome
 from imaging.volume import CtVolume
-from services.dicom.picture_panels import CANDIDATE_RGB, EMBOLUS_RGB, PANEL_PX
+from services.dicom.picture_panels import CANDIDATE_RGB, EMBOLUS_RGB, PANEL_PX, _draw_outline
 from services.dicom.preview import TITLE_PX, preview_picture
 from tests.services.dicom.made_series import axial_affine, counting_volume, made_result
 
@@ -61,3 +62,12 @@ def test_candidates_are_not_drawn_as_emboli(tmp_path: Path) -> None:
     panels = np.asarray(Image.open(tmp_path / "preview.png"))[TITLE_PX:]
     assert (panels == CANDIDATE_RGB).all(axis=2).any()
     assert not (panels == EMBOLUS_RGB).all(axis=2).any()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_an_outline_is_what_an_erosion_takes_away(width: int) -> None:
+    mask = np.zeros((40, 50), dtype=bool)
+    mask[:12, :9] = mask[20:33, 15:50] = mask[37, 4] = True
+    panel = np.zeros((40, 50, 3), dtype=np.uint8)
+    _draw_outline(panel, mask, (9, 9, 9), width=width)
+    np.testing.assert_array_equal(panel[..., 0] == 9, mask & ~binary_erosion(mask, iterations=width))

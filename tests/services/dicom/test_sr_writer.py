@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import highdicom
+import numpy as np
 import pydicom
 import pytest
-from highdicom.sr import Comprehensive3DSR
+from highdicom.sr import Comprehensive3DSR, ReferencedSegment, SourceImageForSegmentation
 from pydicom.sr.codedict import codes
 from pydicom.uid import Comprehensive3DSRStorage
 
 from imaging.errors import Reason
 from imaging.findings import RESEARCH_USE_ONLY, Findings, Outcome
-from services.dicom import result_codes
+from services.dicom import result_codes, sr_writer
+from services.dicom.reference_headers import reference_headers
 from services.dicom.refused_images import refused_images
 from services.dicom.result_object import SopInstance
 from services.dicom.seg_options import SegOptions
@@ -231,3 +233,43 @@ def test_an_analysed_scan_gets_no_report_that_it_was_not(tmp_path: Path) -> None
     findings = made_result(counting_volume(), emboli=0).findings
     with pytest.raises(ValueError, match="no_embolus"):
         write_not_analysable_sr(images, findings, tmp_path / "sr.dcm", identity=IDENTITY)
+
+
+def test_the_document_is_the_one_highdicom_makes_of_all_images_and_groups(source: SourceSeries, tmp_path: Path) -> None:
+    seg, sr = seg_and_sr(source, tmp_path, emboli=3)
+    result = made_result(source.volume, emboli=3).with_reasons([SUBOPTIMAL])
+    headers = reference_headers(source)
+    content = sr_writer._report(result.findings, IDENTITY)
+    for lesion in result.findings.reported:
+        slices = np.flatnonzero((result.embolus_labelmap == lesion.id).any(axis=(1, 2)))
+        first, others = sr_writer._source_images(source, headers, slices)
+        images = [first, *(SourceImageForSegmentation(headers[0].SOPClassUID, uid) for uid in others)]
+        segment = ReferencedSegment(seg.sop_class_uid, seg.sop_instance_uid, lesion.id + 1, source_images=images)
+        content.ContentSequence[-1].ContentSequence.extend(sr_writer._embolus_group(lesion, segment, IDENTITY))
+    whole = Comprehensive3DSR(
+        evidence=[*headers, sr_writer._seg_reference(seg)],
+        content=content,
+        series_instance_uid=sr.series_instance_uid,
+        series_number=1,
+        sop_instance_uid=sr.sop_instance_uid,
+        instance_number=1,
+        manufacturer="M",
+    )
+    written = pydicom.dcmread(sr.path)
+    for keyword in ("ContentSequence", "CurrentRequestedProcedureEvidenceSequence"):
+        assert written[keyword] == whole[keyword]
+
+
+def test_a_source_image_more_costs_no_data_set(
+    source: SourceSeries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    class Counting(SourceImageForSegmentation):
+        def __init__(self, sop_class_uid: str, sop_instance_uid: str, frames: list[int] | None = None) -> None:
+            made.append(sop_instance_uid)
+            super().__init__(sop_class_uid, sop_instance_uid, frames)
+
+    monkeypatch.setattr(sr_writer, "SourceImageForSegmentation", Counting)
+    seg_and_sr(source, tmp_path, emboli=3)
+    assert len(made) == 3, "one for each embolus, however many slices show it"
