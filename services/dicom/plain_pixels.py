@@ -24,6 +24,7 @@ from services.dicom.plain_header import PixelDataPlace, PlainHeader, plain_heade
 
 _UNCOMPRESSED_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _ITEM, _SEQUENCE_DELIMITER = 0xE000FFFE, 0xE0DDFFFE  # tags as they lie in the file, PS3.5 7.5
+_JPEG_ENDS = (b"\xff\xd9", b"\xff\xd9\0")  # EOI, ITU-T T.87 C.1, to an even length
 _OVERLAY_BIT_POSITIONS = [BaseTag(tag) for tag in range(0x60000102, 0x60200102, 0x20000)]
 
 
@@ -126,6 +127,8 @@ def _only_fragment(path: Path, place: PixelDataPlace) -> bytes | None:
 
 
 def _by_charls(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | None:
+    if not fragment.endswith(_JPEG_ENDS):
+        return None  # CharLS looks for the end of a small image for a quarter of a minute
     content, about = jpeg_ls.decode_pixel_data(fragment)
     shape = (integer(header, "Rows") or 0, integer(header, "Columns") or 0)
     depth = integer(header, "BitsStored")
