@@ -11,9 +11,12 @@ import json
 import os
 import queue
 import resource
+import select
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,37 +29,44 @@ _PIPE_BYTES = 1 << 20  # a slice of 512 x 512 goes through at once; what an unpr
 MOST_AT_ONCE = min(4, os.cpu_count() or 1)  # who asks for more waits
 
 
-def decoded(path: Path, frame_index: int | None) -> NDArray[Any]:
+def decoded(path: Path, frame_index: int | None, *, out: NDArray[np.int16] | None = None) -> NDArray[Any]:
     """Stored values (row, column) of one image, as `pixel_reader.stored_values` gives them.
+
+    Args:
+        out: contiguous; what is returned lies there where it is of this shape and 16 bits.
 
     Raises:
         ValueError: what the decoder said. RuntimeError: it ended.
         OSError: the file system refuses.
     """
     with _at_once:
-        values = _by_idle_decoder(path, frame_index)
+        values = _by_idle_decoder(path, frame_index, out)
         if values is None:
-            values = _asked(_Decoder(), path, frame_index)
+            values = _asked(_Decoder(), path, frame_index, out)
     if isinstance(values, Exception):
         raise values
     return values
 
 
-def _by_idle_decoder(path: Path, frame_index: int | None) -> NDArray[Any] | Exception | None:
+def _by_idle_decoder(
+    path: Path, frame_index: int | None, out: NDArray[np.int16] | None
+) -> NDArray[Any] | Exception | None:
     """None where none is idle, or where it ended: maybe while it was idle, which says nothing about the image."""
     with contextlib.suppress(queue.Empty, RuntimeError):
-        return _asked(_idle.get_nowait(), path, frame_index)
+        return _asked(_idle.get_nowait(), path, frame_index, out)
     return None
 
 
-def _asked(decoder: _Decoder, path: Path, frame_index: int | None) -> NDArray[Any] | Exception:
-    values = decoder.ask(path, frame_index)
+def _asked(
+    decoder: _Decoder, path: Path, frame_index: int | None, out: NDArray[np.int16] | None
+) -> NDArray[Any] | Exception:
+    values = decoder.ask(path, frame_index, out)
     _idle.put(decoder)  # not where it ended
     return values
 
 
 class _Decoder:
-    """One process: a line of JSON in; a line of JSON and the values, or the error, out."""
+    """One process: a line of JSON in; out come the length of a JSON text, that text, and the values or the error."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -65,37 +75,61 @@ class _Decoder:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            bufsize=0,
             pipesize=_PIPE_BYTES,
         )
-
-    def ask(self, path: Path, frame_index: int | None) -> NDArray[Any] | Exception:
-        """Values, or the error that it answered with. Raises RuntimeError where it ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        too_long = threading.Timer(LONGEST_S, self._process.kill)
-        too_long.start()
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._has_answered = select.poll()
+        self._has_answered.register(self._answers, select.POLLIN)
+
+    def ask(
+        self, path: Path, frame_index: int | None, out: NDArray[np.int16] | None = None
+    ) -> NDArray[Any] | Exception:
+        """Values, in `out` where they fit there, or the error that it answered with.
+
+        Raises:
+            RuntimeError: it ended, or took too long and was ended.
+        """
+        give_up_at = time.monotonic() + LONGEST_S
         try:
-            self._process.stdin.write(json.dumps([str(path.absolute()), frame_index]).encode() + b"\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline())
-            content = self._process.stdout.read(answer.get("bytes", 0))
-            if len(content) < answer.get("bytes", 0):
-                raise ValueError("it ended in the middle of its answer")
+            self._requests.write(json.dumps([str(path.absolute()), frame_index]).encode() + b"\n")
+            (length,) = struct.unpack("<I", self._read(bytearray(4), give_up_at))
+            answer = json.loads(bytes(self._read(bytearray(length), give_up_at)))
+            if "errno" in answer:
+                return OSError(answer["errno"], os.strerror(answer["errno"]))
+            if "error" in answer:
+                return ValueError(answer["error"])
+            values = _room_for(np.dtype(answer["dtype"]), tuple(answer["shape"]), out)
+            if values.size:
+                self._read(values.data.cast("B"), give_up_at)
         except (OSError, ValueError) as error:
             self.end()
             raise RuntimeError("the decoder crashed or took too long") from error
-        finally:
-            too_long.cancel()
-        if "errno" in answer:
-            return OSError(answer["errno"], os.strerror(answer["errno"]))
-        if "error" in answer:
-            return ValueError(answer["error"])
-        return np.frombuffer(content, answer["dtype"]).reshape(answer["shape"])
+        return values
+
+    def _read(self, target: bytearray | memoryview, give_up_at: float) -> bytearray | memoryview:
+        """Fill the target. Raises ValueError where the process ended before, TimeoutError where it took too long."""
+        left = memoryview(target)
+        while left:
+            if not self._has_answered.poll(max(0.0, give_up_at - time.monotonic()) * 1000):
+                raise TimeoutError
+            count = os.readv(self._answers.fileno(), [left])
+            if not count:
+                raise ValueError("it ended in the middle of its answer")
+            left = left[count:]
+        return target
 
     def end(self) -> None:
         self._process.kill()
         with contextlib.suppress(OSError):
             self._process.communicate()
+
+
+def _room_for(dtype: np.dtype[Any], shape: tuple[int, ...], out: NDArray[np.int16] | None) -> NDArray[Any]:
+    fits = out is not None and out.shape == shape and dtype in (np.int16, np.uint16)
+    return out.view(dtype) if fits and out is not None else np.empty(shape, dtype)
 
 
 _idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()
@@ -109,16 +143,18 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
     for line in requests:
         path, frame_index = json.loads(line)
-        content = b""
+        values: NDArray[Any] | None = None
         try:
             values = np.ascontiguousarray(stored_values(Path(path), frame_index))
-            content = values.tobytes()
-            said: dict[str, Any] = {"dtype": values.dtype.str, "shape": values.shape, "bytes": len(content)}
+            said: dict[str, Any] = {"dtype": values.dtype.str, "shape": values.shape}
         except OSError as error:
             said = {"errno": error.errno} if error.errno is not None else {"error": str(error)}
         except (*MALFORMED, RuntimeError, MemoryError, ImportError) as error:
             said = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(said).encode() + b"\n" + content)
+        text = json.dumps(said).encode()
+        answers.write(struct.pack("<I", len(text)) + text)
+        if values is not None and values.size:
+            answers.write(values.data)
         answers.flush()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.tag import BaseTag
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -33,7 +31,7 @@ from services.dicom.decoder_process import decoded
 from services.dicom.dicom_file import opened_dicom
 from services.dicom.headers import MALFORMED, integer, number, text
 from services.dicom.image_plane import ImagePlane
-from services.dicom.plain_header import PlainHeader
+from services.dicom.plain_pixels import compressed_values, plain_values
 
 # Air in a CT image; whatever lies below was never measured (circle outside the reconstruction, -2000 or -3024).
 AIR_HU = -1024
@@ -42,9 +40,7 @@ WHOLE_WITHIN_HU = 1e-3
 # HU that tissue and contrast medium have: a padding value in this range is believed only where the corners carry it.
 TISSUE_HU = (-900.0, 3071.0)
 _IMAGE_PIXEL = ("PixelRepresentation", "BitsStored", "HighBit", *range(0x60000102, 0x60200102, 0x20000))
-_UNCOMPRESSED_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _JPEG_2000_OF_GDCM = (JPEG2000, JPEG2000Lossless)
-_OVERLAY_BIT_POSITIONS = [BaseTag(tag) for tag in range(0x60000102, 0x60200102, 0x20000)]
 # 12-bit JPEG (PS3.5 A.4.1) is decoded by none of pydicom's plugins under a permissive licence; GDCM in SimpleITK can.
 DECODED_BY_SIMPLEITK = frozenset({JPEGExtended12Bit, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
 
@@ -64,7 +60,7 @@ def read_hu(plane: ImagePlane, *, exact: bool = False, out: NDArray[np.int16] | 
     try:
         stored = plain_values(plane, out)
         if stored is None:
-            stored = _stored_values(plane)
+            stored = _stored_values(plane, out)
     except (
         *MALFORMED,
         RuntimeError,
@@ -92,67 +88,23 @@ def _unreadable(plane: ImagePlane, cause: str) -> NotAnalysable:
     return NotAnalysable([Reason(reason_codes.PIXELS_UNREADABLE, message)])
 
 
-def plain_values(plane: ImagePlane, out: NDArray[np.int16] | None = None) -> NDArray[Any] | None:
-    """Stored values (row, column) of the most ordinary image there is, straight from the file: 16 bits, uncompressed.
-
-    Args:
-        out: where to put them, int16 or (as a view) uint16.
-
-    Returns:
-        None where the image is another, or the file is no more what it was when its header was read.
-    """
-    header = plane.header
-    if not isinstance(header, PlainHeader) or header.pixel_data is None or not _is_plain_image(header, plane):
-        return None
-    place = header.pixel_data
-    if out is None:
-        out = np.empty((plane.rows, plane.columns), dtype=np.int16)
-    file = os.open(plane.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        about = os.fstat(file)
-        if (about.st_size, about.st_mtime_ns) != (place.file_bytes, place.modified_at_ns):
-            return None
-        if os.preadv(file, [out.data], place.offset) != out.nbytes:
-            return None
-    finally:
-        os.close(file)
-    stored = out if integer(header, "PixelRepresentation") else out.view(np.uint16)
-    if unused := 16 - (integer(header, "BitsStored") or 16):
-        np.left_shift(stored, unused, out=stored)
-        np.right_shift(stored, unused, out=stored)
-    return stored
-
-
-def _is_plain_image(header: PlainHeader, plane: ImagePlane) -> bool:
-    place = header.pixel_data
-    bits_stored = integer(header, "BitsStored")
-    return (
-        place is not None
-        and place.length == plane.rows * plane.columns * 2
-        and plane.frame_index is None
-        and text(header.file_meta, "TransferSyntaxUID") in _UNCOMPRESSED_LITTLE_ENDIAN
-        and integer(header, "BitsAllocated") == 16
-        and bits_stored is not None
-        and 1 <= bits_stored <= 16
-        and integer(header, "HighBit") == bits_stored - 1
-        and integer(header, "PixelRepresentation") in (0, 1)
-        and integer(header, "SamplesPerPixel") == 1
-        and text(header, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
-        and "NumberOfFrames" not in header
-        and not any(tag in header for tag in _OVERLAY_BIT_POSITIONS)
-    )
-
-
-def _stored_values(plane: ImagePlane) -> NDArray[Any]:
-    """Stored values (row, column) of a plane; compressed ones are decoded in another process."""
+def _stored_values(plane: ImagePlane, out: NDArray[np.int16] | None) -> NDArray[Any]:
+    """Stored values (row, column) of a plane; compressed ones are decoded in another process, maybe into `out`."""
     syntax = text(getattr(plane.header, "file_meta", Dataset()), "TransferSyntaxUID")
     if syntax and UID(syntax).is_transfer_syntax and UID(syntax).is_encapsulated:
-        return decoded(plane.path, plane.frame_index)
+        return decoded(plane.path, plane.frame_index, out=out)
     return stored_values(plane.path, plane.frame_index)
 
 
 def stored_values(path: Path, frame_index: int | None) -> NDArray[Any]:
     """Stored values (row, column) of a single-frame image, or of one frame."""
+    if frame_index is None and (stored := compressed_values(path)) is not None:
+        return stored
+    return stored_values_by_pydicom(path, frame_index)
+
+
+def stored_values_by_pydicom(path: Path, frame_index: int | None) -> NDArray[Any]:
+    """As `stored_values`, whatever the image is."""
     if frame_index is not None:
         header = _image_pixel_header(path, path.stat().st_mtime_ns)
         with opened_dicom(path) as file:
@@ -348,7 +300,12 @@ def _add_within_16_bits(stored: NDArray[Any], slope: float, intercept: float, ou
     lowest, highest = max(AIR_HU - int(intercept), limits.min), min(INT16_MAX - int(intercept), limits.max)
     if lowest > highest:
         return False
-    np.clip(stored, lowest, highest, out=out.view(stored.dtype))
+    limited = out.view(stored.dtype)
+    # looking takes a tenth of limiting, which hardly any image needs
+    if (highest < limits.max and stored.max() > highest) or (lowest > limits.min and stored.min() < lowest):
+        np.clip(stored, lowest, highest, out=limited)
+    elif not np.may_share_memory(stored, out):
+        np.copyto(limited, stored)
     if intercept:
         bits = out.view(np.uint16)  # adding wraps around, and what is limited comes out right
         np.add(bits, np.uint16(int(intercept) & 0xFFFF), out=bits)

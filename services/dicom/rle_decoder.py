@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,22 @@ def is_available(uid: str) -> bool:
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes | bytearray:
     """One frame, as pydicom's decoders give it. Raises ValueError and what else they do."""
-    planes = _planes(src, runner.rows * runner.columns) if runner.samples_per_pixel == 1 else None
-    if planes is None or len(planes) * 8 != runner.bits_allocated:
+    values = values_of(src, runner.rows * runner.columns) if runner.samples_per_pixel == 1 else None
+    if values is None or values.itemsize * 8 != runner.bits_allocated:
         return decode_frame_by_pydicom(src, runner)
-    return planes[::-1].T.tobytes()  # the most significant byte of all pixels comes first, PS3.5 G.2
+    return values.tobytes()
+
+
+def values_of(src: bytes, pixels: int) -> NDArray[Any] | None:
+    """Unsigned values of a grey frame; None where libtiff cannot decode them. Raises struct.error where it is cut."""
+    planes = _planes(src, pixels)
+    if planes is None or len(planes) not in (1, 2, 4):
+        return None
+    values: NDArray[Any] = planes[0].astype(f"<u{len(planes)}")
+    for plane in planes[1:]:  # the most significant byte of all pixels comes first, PS3.5 G.2
+        values <<= 8
+        values |= plane
+    return values
 
 
 def _planes(src: bytes, pixels: int) -> NDArray[np.uint8] | None:

@@ -5,6 +5,7 @@ import signal
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -262,9 +263,9 @@ def test_an_image_that_ends_its_decoder_is_unreadable_and_the_next_is_read(
     monkeypatch.setattr(decoder_process, "_idle", queue.LifoQueue())
 
     class Crashing(decoder_process._Decoder):
-        def ask(self, path: Path, frame_index: int | None) -> np.ndarray | Exception:
+        def ask(self, *question: Any) -> np.ndarray | Exception:
             self._process.send_signal(signal_number)
-            return super().ask(path, frame_index)
+            return super().ask(*question)
 
     with monkeypatch.context() as crashing:
         crashing.setattr(decoder_process, "_Decoder", Crashing)

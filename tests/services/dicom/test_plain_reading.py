@@ -15,13 +15,20 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from services.dicom import pixel_reader, rle_decoder
 from services.dicom.headers import read_header, read_header_by_pydicom
 from services.dicom.image_plane import planes_of
-from services.dicom.pixel_reader import plain_values, read_hu, stored_values
+from services.dicom.pixel_reader import read_hu, stored_values, stored_values_by_pydicom
 from services.dicom.plain_header import plain_header
+from services.dicom.plain_pixels import compressed_values, plain_values
 from services.dicom.series_reader import read_series
 from tests.services.dicom.made_series import counting_volume, edit, written_series
 
@@ -127,6 +134,62 @@ def test_hu_straight_from_the_file_are_those_that_pydicom_and_wide_arithmetic_gi
     target = np.full((16, 24), 7, dtype=np.int16)
     assert read_hu(plane, out=target) is target
     np.testing.assert_array_equal(target, expected)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    syntax=st.sampled_from([JPEGLSLossless, JPEGLSNearLossless, RLELossless]),
+    bits_stored=st.integers(2, 16),
+    announced_bits=st.sampled_from([0, 0, 0, -1, 1]),
+    signed=st.booleans(),
+    fragments=st.sampled_from([1, 1, 1, 2]),
+    cut=st.sampled_from([0, 0, 0, 1, 40]),
+    seed=st.integers(0, 99),
+)
+def test_compressed_values_straight_from_the_decoder_are_those_of_pydicom(
+    tmp_path: Path,
+    syntax: pydicom.uid.UID,
+    bits_stored: int,
+    announced_bits: int,
+    signed: bool,
+    fragments: int,
+    cut: int,
+    seed: int,
+) -> None:
+    path = tmp_path / "000001.dcm"
+    if not path.exists():
+        written_series(tmp_path)
+    dataset = pydicom.dcmread(path)
+    lowest = -(2 ** (bits_stored - 1)) if signed else 0
+    rng = np.random.default_rng(seed)
+    values = rng.integers(lowest, lowest + 2**bits_stored, (16, 24)).astype(np.int16 if signed else np.uint16)
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits_stored, bits_stored - 1, int(signed)
+    dataset.PixelData = values.tobytes()
+    dataset.compress(syntax, generate_instance_uid=False, **({"jls_error": 1} if syntax == JPEGLSNearLossless else {}))
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: len(frame) - cut]], fragments_per_frame=fragments)
+    dataset.BitsStored = min(16, bits_stored + announced_bits)
+    dataset.HighBit = dataset.BitsStored - 1
+    other = tmp_path / "changed.dcm"
+    dataset.save_as(other)
+
+    straight = compressed_values(other)
+    if straight is not None:
+        by_pydicom = stored_values_by_pydicom(other, None)
+        assert straight.dtype == by_pydicom.dtype
+        np.testing.assert_array_equal(straight, by_pydicom)
+    is_plain = bits_stored > 8 and not announced_bits and fragments == 1 and not cut
+    assert straight is not None or not is_plain
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless], ids=lambda uid: uid.keyword)
+def test_a_compressed_series_is_the_uncompressed_one(tmp_path: Path, syntax: pydicom.uid.UID) -> None:
+    paths = written_series(tmp_path)
+    expected = read_series(paths).volume.hu
+    for path in paths:
+        edit(path, lambda dataset: dataset.compress(syntax, generate_instance_uid=False))
+        assert compressed_values(path) is not None
+    np.testing.assert_array_equal(read_series(paths).volume.hu, expected)
 
 
 def test_a_file_replaced_after_its_header_was_read_is_read_anew(tmp_path: Path) -> None:
