@@ -22,7 +22,7 @@ from services.dicom.headers import MALFORMED, text
 FILE_PREFIX = b"\x00" * 128 + b"DICM"
 _EXPLICIT_VR = struct.Struct("<HH2sH")  # PS3.5 7.1.2
 _LONGEST_ELEMENT_HEADER = 12
-_NAMING = (0x0002, 0x0003, 0x0010)  # Media Storage SOP Class and Instance UID, Transfer Syntax UID
+_NAMING = _SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
 _UID_VALUE = re.compile(rb"[0-9.]{1,64}")
 _META_BYTES = 64 * 1024  # far more than a dozen identifiers and the private information of one sender
 
@@ -97,10 +97,9 @@ def _plain_file_meta(content: memoryview) -> FileMeta | None:
     while at + _LONGEST_ELEMENT_HEADER <= end:
         group, element, vr, length = _EXPLICIT_VR.unpack_from(content, at)
         if group != 2:
-            is_whole = all(number in found for number in _NAMING) and group > 2
-            return (
-                FileMeta(*(found[number] for number in _NAMING[:2]), UID(found[_NAMING[2]]), at) if is_whole else None
-            )
+            if group < 2 or len(found) < len(_NAMING):
+                return None
+            return FileMeta(found[_SOP_CLASS], found[_SOP_INSTANCE], UID(found[_TRANSFER_SYNTAX]), at)
         if element <= last or vr not in (b"UL", b"OB", b"UI", b"SH", b"AE"):
             return None
         last, at = element, at + 8

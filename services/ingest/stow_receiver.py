@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pydicom.dataset import Dataset
 
@@ -132,7 +132,8 @@ class StowReceiver:
             content = mapped(self._part)
             meta = read_file_meta(content)
             data_set = content[meta.data_set_begin :]
-            named = read_identifiers(InMemory(data_set), meta.transfer_syntax_uid, with_announcement=False)
+            in_memory = cast(BinaryIO, InMemory(data_set))
+            named = read_identifiers(in_memory, meta.transfer_syntax_uid, with_announcement=False)
             self._check(meta, named)
             self._take_in(named, data_set)
         except (InputError, StorageFull) as error:

@@ -66,7 +66,8 @@ async def answered(protocol_class: type[H11Protocol], pieces: Sequence[bytes]) -
 )
 @settings(max_examples=60, deadline=None)
 def test_bodies_are_taken_in_as_by_uvicorn_however_they_are_cut(first: bytes, sizes: list[int]) -> None:
-    stream, pieces = first + LAST, []
+    stream = first + LAST
+    pieces: list[bytes] = []
     while stream:
         size = sizes[len(pieces) % len(sizes)] if len(pieces) < 50 else len(stream)
         pieces.append(stream[:size])
