@@ -109,7 +109,10 @@ async def _store(
         )
     finally:
         receiver.close()
-        await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
+        try:
+            await run_in_threadpool(receiver.count_arrivals)
+        finally:
+            await run_in_threadpool(shutil.rmtree, directory, ignore_errors=True)
     refused = len(receiver.failed) + len(receiver.unreadable)
     if not (receiver.stored or refused):
         raise InputError(

@@ -55,16 +55,16 @@ def read_identifiers(encoded: BinaryIO, transfer_syntax_uid: UID, *, with_announ
     Raises:
         InputError: `input.malformed_data_set`, or `input.invalid_uid` where an identifier is missing or is no UID.
     """
-    if isinstance(encoded, InMemory) and not with_announcement and transfer_syntax_uid not in _SCANNED_NEVER:
-        rest = encoded.content[encoded.tell() :]
-        if (scanned := scan_identifiers(rest, is_implicit_vr=transfer_syntax_uid.is_implicit_VR)) is not None:
-            return Identifiers(*scanned)
     last = _NUMBER_OF_SERIES_RELATED_INSTANCES if with_announcement else _SERIES_INSTANCE_UID
 
     def beyond(tag: BaseTag, vr: str | None, length: int) -> bool:
         return bool(tag > last)
 
     try:
+        if isinstance(encoded, InMemory) and not with_announcement and transfer_syntax_uid not in _SCANNED_NEVER:
+            rest = encoded.content[encoded.tell() :]
+            if (scanned := scan_identifiers(rest, is_implicit_vr=transfer_syntax_uid.is_implicit_VR)) is not None:
+                return Identifiers(*scanned)
         if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
             deflated = encoded.read(_INFLATED_BYTES)
             encoded = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _INFLATED_BYTES))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pydicom.dataset import Dataset
 
@@ -22,6 +23,7 @@ from imaging.errors import InputError, InputTooLarge, StorageFull
 from services.dicom.file_meta import FILE_PREFIX, FileMeta, mapped, read_file_meta
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES
 from services.dicomweb.resource_urls import ResourceUrls
+from services.ingest.arriving_data_set import InMemory
 from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
 from services.ingest.identifiers import Identifiers, read_identifiers
 from services.ingest.storage_status import MISMATCH, OUT_OF_RESOURCES, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _NAMING_BYTES = 128 * 1024
 _FILE_META_BEGIN = b"\x02\x00"  # group 0002 in little endian
+_COUNTED_EVERY_S = 0.5  # far less than any series is waited for: its job sees that more comes
 
 
 class StowReceiver:
@@ -81,6 +84,9 @@ class StowReceiver:
         self._has_no_room = False
         self._beginning = bytearray()  # of a part: names the instance also where the disk does not take it
         self._file: BinaryIO | None = None
+        self._arrived: Counter[tuple[str, str]] = Counter()  # by study and series: not yet counted in the series' job
+        self._counted_at = time.monotonic()
+        self._opened: set[tuple[str, str]] = set()  # series with a job that was receiving when it was last counted
 
     def begin(self, headers: Mapping[str, str]) -> None:
         """A part's content decides what it is, not its headers.
@@ -125,11 +131,11 @@ class StowReceiver:
             self._give_a_preamble()
             content = mapped(self._part)
             meta = read_file_meta(content)
-            with self._part.open("rb") as file:
-                file.seek(meta.data_set_begin)
-                named = read_identifiers(file, meta.transfer_syntax_uid, with_announcement=False)
+            data_set = content[meta.data_set_begin :]
+            in_memory = cast(BinaryIO, InMemory(data_set))
+            named = read_identifiers(in_memory, meta.transfer_syntax_uid, with_announcement=False)
             self._check(meta, named)
-            self._take_in(named, content[meta.data_set_begin :])
+            self._take_in(named, data_set)
         except (InputError, StorageFull) as error:
             log.warning("refused %s over STOW-RS: %s", named.sop_instance_uid if named else "a part", error.code)
             item = Dataset() if named is None else _named_item(named)
@@ -197,7 +203,8 @@ class StowReceiver:
 
     def _take_in(self, named: Identifiers, data_set: memoryview) -> None:
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
-        is_arriving = self._jobs.is_receiving(study, series, tenant=self._tenant)
+        self._count_where_due()  # what was known of a job is old where the instance came slowly
+        is_arriving = (study, series) in self._opened or self._jobs.is_receiving(study, series, tenant=self._tenant)
         if self._held.holds(named, data_set, is_arriving=is_arriving, tenant=self._tenant):
             if not is_arriving:
                 return
@@ -209,8 +216,25 @@ class StowReceiver:
                 self._store.put_in_place(self._part, path)
             except OSError as error:
                 raise (no_room() if means_full(error) else error) from error
-        # After the file: a completion that has not seen it is called off by this, or over already.
-        self._open_receiving(study, series, arrivals=1)
+        self._opened.add((study, series))
+        self._arrived[study, series] += 1
+        self._count_where_due()
+
+    def _count_where_due(self) -> None:
+        if time.monotonic() - self._counted_at >= _COUNTED_EVERY_S:
+            self.count_arrivals()
+
+    def count_arrivals(self) -> None:
+        """In the jobs that receive them, what lies in the study store since the last time.
+
+        After the files: a completion that has not seen one of them is called off by this, or over already, and then
+        there is a new job. Call before anything is acknowledged, and where the request broke off.
+        """
+        while self._arrived:
+            (study, series), arrivals = self._arrived.popitem()
+            self._open_receiving(study, series, arrivals=arrivals)
+        self._opened.clear()
+        self._counted_at = time.monotonic()
 
     def _open_receiving(self, study_instance_uid: str, series_instance_uid: str, *, arrivals: int) -> None:
         self._jobs.open_receiving(

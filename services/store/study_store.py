@@ -201,15 +201,24 @@ class StudyStore:
 
     def write_inputs(self, job_id: str, files: Sequence[Path]) -> str:
         """Record which files the job reads; returns their digest."""
+        names = self._relative_names(files)
         with self.arriving_file(self.job_directory(job_id) / "inputs.json") as file:
-            file.write(json.dumps(sorted(map(self.relative, files))).encode())
-        return self.inputs_digest(files)
+            file.write(json.dumps(names).encode())
+        return self._digest_of(names)
 
     def inputs_digest(self, files: Sequence[Path]) -> str:
         """SHA-256 of names and sizes, whatever the order."""
+        return self._digest_of(self._relative_names(files))
+
+    def _relative_names(self, files: Sequence[Path]) -> list[str]:
+        directories = {directory: self.relative(directory) for directory in {file.parent for file in files}}
+        return sorted(os.path.join(directories[file.parent], file.name) for file in files)
+
+    def _digest_of(self, names: Sequence[str]) -> str:
         digest = hashlib.sha256()
-        for name in sorted(map(self.relative, files)):
-            digest.update(f"{Path(name).name}:{(self.data_dir / name).stat().st_size}\n".encode())
+        for name in names:
+            size = os.stat(os.path.join(self.data_dir, name)).st_size
+            digest.update(f"{os.path.basename(name)}:{size}\n".encode())
         return digest.hexdigest()
 
     def read_inputs(self, job_id: str) -> list[Path]:
