@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 
@@ -263,7 +264,8 @@ def _slept(place: _Place, workers: int) -> float:
     ids = [place.submit(enqueue=False) for _ in range(_JOBS_EACH * workers)]
     context = multiprocessing.get_context("fork")
     place.database.close()  # no connection is shared with those that are forked
-    processes = [context.Process(target=_work, args=(place.database_url,)) for _ in range(workers)]
+    ready = context.Barrier(workers)
+    processes = [context.Process(target=_work, args=(place.database_url, ready)) for _ in range(workers)]
     for process in processes:
         process.start()
     for process in processes:
@@ -274,22 +276,22 @@ def _slept(place: _Place, workers: int) -> float:
     return _span_s(rows)
 
 
-def _work(database_url: str) -> None:
+def _work(database_url: str, ready: Barrier) -> None:
     """What a worker asks of the database for a job, without reading, networks and writing."""
     database = Database(database_url)
     jobs, line = JobStore(database), WaitingLine(database, routine_longest_wait_s=1800.0)
     owner = str(uuid.uuid4())
-    while (job_id := line.next_to_start()) is not None:
-        if jobs.claim(job_id, owner, lease_s=30.0) is None:
-            continue
-        with HeldLease(jobs, job_id, owner, lease_s=30.0) as lease:
-            progress = JobProgress(jobs, job_id, owner, lease)
+    database.ping()  # connected before anybody begins
+    ready.wait()
+    while (job := line.start_next(owner, lease_s=30.0)) is not None:
+        with HeldLease(jobs, job.id, owner, lease_s=30.0) as lease:
+            progress = JobProgress(lease)
             for stage in Stage:
                 for step in range(10):
                     progress(stage, step / 10)
                     time.sleep(_SLEPT_S / len(Stage) / 10)
             jobs.finish(
-                job_id,
+                job.id,
                 owner,
                 findings={"outcome": "no_embolus", "reasons": []},
                 stage_seconds=progress.done(),

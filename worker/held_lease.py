@@ -1,4 +1,4 @@
-"""A job's lease, renewed in the background for as long as the work on it lasts."""
+"""A job's lease, renewed in the background for as long as the work on it lasts, and with it how far the work is."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from imaging.errors import Cancelled, StateConflict, WorkerEnding
 from services.store.jobs import JobStore, LeaseAnswer
+from services.store.rows import Stage
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0
+_BEAT_S = 1.0
 
 
 class HeldLease:
     """Renews the lease every third of its length between `__enter__` and `__exit__`.
 
     In between it looks every second whether somebody asked for the job to stop: a read, where renewing is a write.
-    The thread only takes notes; the working thread asks with `check` at moments of its own choosing.
+    Where the work has got on since, that second's write says how far, and renews the lease. The thread only takes
+    notes; the working thread asks with `check` at moments of its own choosing, and leaves in `reached` where it is.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class HeldLease:
         self._is_ending = is_ending
         self._renewed_at = time.monotonic()
         self._answer = LeaseAnswer.HELD
+        self.reached: tuple[Stage, float] | None = None  # and the fraction of the whole job, 0..1
+        self._shown: tuple[Stage, float] | None = None
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
 
@@ -66,14 +70,17 @@ class HeldLease:
             raise WorkerEnding("the worker was told to end in the middle of the job")
 
     def _keep_renewing(self) -> None:
-        while not self._released.wait(min(_LOOK_EVERY_S, self._lease_s / 3)):
-            asked_at = time.monotonic()
+        while not self._released.wait(min(_BEAT_S, self._lease_s / 3)):
+            asked_at, reached = time.monotonic(), self.reached
+            is_fresh = asked_at - self._renewed_at + _BEAT_S / 2 < self._lease_s / 3
             try:
-                if asked_at - self._renewed_at + _LOOK_EVERY_S / 2 < self._lease_s / 3:
+                if is_fresh and reached == self._shown:
                     self._answer = self._jobs.look_at_lease(self._job_id, self._owner)
                 else:
-                    self._answer = self._jobs.renew_lease(self._job_id, self._owner, lease_s=self._lease_s)
-                    self._renewed_at = asked_at
+                    self._answer = self._jobs.renew_lease(
+                        self._job_id, self._owner, lease_s=self._lease_s, reached=reached
+                    )
+                    self._renewed_at, self._shown = asked_at, reached
             except SQLAlchemyError as error:  # the next beat tries again; while nobody can write, nobody takes the job
                 log.warning("job %s: the lease could not be renewed: %s", self._job_id, type(error).__name__)
             if self._answer is LeaseAnswer.LOST:

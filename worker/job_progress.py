@@ -1,17 +1,11 @@
-"""From a stage's progress to the job's, and into the database no more often than somebody looks."""
+"""From a stage's progress to the job's, and how long each stage took."""
 
 from __future__ import annotations
 
-import logging
 import time
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from services.store.jobs import JobStore
 from services.store.rows import Stage
 from worker.held_lease import HeldLease
-
-log = logging.getLogger(__name__)
 
 # Share of the whole job's time, from a 220-slice study on two CPU cores; they need only be right enough for a bar.
 STAGE_WEIGHTS = {
@@ -22,7 +16,6 @@ STAGE_WEIGHTS = {
     Stage.FUSE: 0.05,
     Stage.WRITE: 0.03,
 }
-_REPORT_EVERY_S = 0.5
 
 
 def overall_fraction(stage: Stage, fraction: float) -> float:
@@ -41,35 +34,25 @@ def stage_fraction(stage: Stage, overall: float) -> float:
 
 
 class JobProgress:
-    """What the cascade calls as `on_progress`: reports, and stops the work when the lease says so.
+    """What the cascade calls as `on_progress`: notes how far it is, and stops the work when the lease says so.
 
-    A new stage is reported at once, progress within one at most twice a second. It also keeps each stage's wall time.
+    It never waits for the database: what was noted goes there with the lease. It also keeps each stage's wall time.
     """
 
-    def __init__(self, jobs: JobStore, job_id: str, owner: str, lease: HeldLease) -> None:
-        self._jobs = jobs
-        self._job_id = job_id
-        self._owner = owner
+    def __init__(self, lease: HeldLease) -> None:
         self._lease = lease
         self._stage: Stage | None = None
-        self._stage_began = self._reported_at = time.monotonic()
+        self._stage_began = time.monotonic()
         self.stage_seconds: dict[str, float] = {}
 
     def __call__(self, stage: str, fraction: float) -> None:
         """Raises Cancelled or StateConflict, as `HeldLease.check` does."""
         self._lease.check()
         entered = Stage(stage)
-        now = time.monotonic()
-        if entered is self._stage and now - self._reported_at < _REPORT_EVERY_S:
-            return
         if entered is not self._stage:
-            self._leave_stage(now)
+            self._leave_stage(time.monotonic())
             self._stage = entered
-        self._reported_at = now
-        try:
-            self._jobs.report_progress(self._job_id, self._owner, entered, overall_fraction(entered, fraction))
-        except SQLAlchemyError as error:  # a bar that stands still for once; the lease decides about the work
-            log.warning("job %s: progress could not be reported: %s", self._job_id, type(error).__name__)
+        self._lease.reached = entered, overall_fraction(entered, fraction)
 
     def done(self) -> dict[str, float]:
         """Wall time of every stage, s. Call after the last one."""

@@ -98,9 +98,9 @@ class Pipeline:
         if not self.store.room().has_for_result:
             log.warning("jobs wait: the disk has no room for a result")
             return
-        while (job_id := self.line.next_to_start()) is not None:
-            if self.run_job(job_id):  # else another worker was quicker
-                return
+        owner = lease_owner()
+        if (job := self.line.start_next(owner, lease_s=self.lease_s)) is not None:
+            self._run(job, owner)
 
     def run_job(self, job_id: str) -> bool:
         """Take the job and bring it to an end; nothing it does wrong takes the worker down. False: not to be had.
@@ -113,15 +113,18 @@ class Pipeline:
         if job is None:
             log.info("job %s is not to be had any more", job_id)
             return False
-        try:
-            with HeldLease(self.jobs, job_id, owner, lease_s=self.lease_s, is_ending=self.is_ending) as lease:
-                self._bring_to_an_end(job, owner, lease)
-        except StateConflict:
-            log.warning("job %s went to another worker meanwhile; this result is thrown away", job_id)
+        self._run(job, owner)
         return True
 
+    def _run(self, job: JobRow, owner: str) -> None:
+        try:
+            with HeldLease(self.jobs, job.id, owner, lease_s=self.lease_s, is_ending=self.is_ending) as lease:
+                self._bring_to_an_end(job, owner, lease)
+        except StateConflict:
+            log.warning("job %s went to another worker meanwhile; this result is thrown away", job.id)
+
     def _bring_to_an_end(self, job: JobRow, owner: str, lease: HeldLease) -> None:
-        progress = JobProgress(self.jobs, job.id, owner, lease)
+        progress = JobProgress(lease)
         try:
             try:
                 self._analyse(job, owner, progress)

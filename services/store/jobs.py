@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, and_, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import CursorResult, and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -52,6 +52,22 @@ _IN_THE_ORDER_OF_STARTS = (
     .where(JobRow.state == JobState.QUEUED.value)
     .order_by(case((JobRow.priority == Priority.STAT.value, 0), else_=1), JobRow.queued_at)
 )
+_CLAIM = (
+    update(JobRow)
+    .where(JobRow.id == bindparam("job"), JobRow.state == JobState.QUEUED.value)
+    .values(
+        state=JobState.RUNNING.value,
+        stage=Stage.LOAD.value,
+        progress=0.0,
+        attempts=JobRow.attempts + 1,
+        lease_owner=bindparam("owner"),
+        lease_expires_at=bindparam("lease_until"),
+        started_at=bindparam("now"),
+        updated_at=bindparam("now"),
+    )
+    .returning(JobRow)
+    .execution_options(synchronize_session=False)
+)
 _JOBS_NAMED = select(JobRow).where(JobRow.id.in_(bindparam("ids", expanding=True)))
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
@@ -65,10 +81,23 @@ def receiving_key(series_instance_uid: str | None) -> str:
     return f"receiving {series_instance_uid}"
 
 
-def can_start_at(now: datetime) -> ColumnElement[bool]:
-    """Whether a queued job does not wait for its next attempt. What would wait too long has seen a clock set back."""
-    overtaken = JobRow.not_before > now + timedelta(seconds=_LONGEST_WAIT_S)
-    return or_(JobRow.not_before.is_(None), JobRow.not_before <= now, overtaken)
+CAN_START = or_(
+    JobRow.not_before.is_(None),
+    JobRow.not_before <= bindparam("now"),
+    JobRow.not_before > bindparam("longest_wait"),  # has seen a clock set back
+)
+"""Whether a queued job does not wait for its next attempt, asked with `can_start_at`."""
+
+
+def can_start_at(now: datetime) -> dict[str, datetime]:
+    return {"now": now, "longest_wait": now + timedelta(seconds=_LONGEST_WAIT_S)}
+
+
+def claim_within(session: Session, job_id: str, owner: str, *, lease_s: float) -> JobRow | None:
+    """`JobStore.claim`, in the transaction of who chooses the job."""
+    now = utc_now()
+    values = {"job": job_id, "owner": owner, "now": now, "lease_until": now + timedelta(seconds=lease_s)}
+    return session.scalars(_CLAIM, values).first()
 
 
 def outbox_key(job_id: str) -> str:
@@ -481,13 +510,13 @@ class JobStore:
 
     def waiting_to_start(self) -> Sequence[Queued]:
         """The queued jobs, oldest first."""
-        can_start = case((can_start_at(utc_now()), True), else_=False)
+        can_start = case((CAN_START, True), else_=False)
         columns = (JobRow.id, JobRow.priority, JobRow.updated_at, can_start)
         query = select(*columns).where(JobRow.state == JobState.QUEUED.value).order_by(JobRow.queued_at)
         with self._database.read() as session:
             return [
                 Queued(job_id, Priority(priority), changed_at, bool(can))
-                for job_id, priority, changed_at, can in session.execute(query).tuples()
+                for job_id, priority, changed_at, can in session.execute(query, can_start_at(utc_now())).tuples()
             ]
 
     # By people
@@ -572,23 +601,14 @@ class JobStore:
 
     def claim(self, job_id: str, owner: str, *, lease_s: float) -> JobRow | None:
         """queued -> running for this worker; None when the job is not to be had (done, cancelled or another's)."""
-        now = utc_now()
         with self._database.write() as session:
-            claimed = _try_change(
-                session,
-                job_id,
-                [JobState.QUEUED],
-                state=JobState.RUNNING.value,
-                stage=Stage.LOAD.value,
-                progress=0.0,
-                attempts=JobRow.attempts + 1,
-                lease_owner=owner,
-                lease_expires_at=now + timedelta(seconds=lease_s),
-                started_at=now,
-            )
-            return session.get(JobRow, job_id) if claimed else None
+            return claim_within(session, job_id, owner, lease_s=lease_s)
 
-    def renew_lease(self, job_id: str, owner: str, *, lease_s: float) -> LeaseAnswer:
+    def renew_lease(
+        self, job_id: str, owner: str, *, lease_s: float, reached: tuple[Stage, float] | None = None
+    ) -> LeaseAnswer:
+        """`reached`, where it is to be shown: the stage, and the fraction of the whole job, 0..1."""
+        shown = {} if reached is None else {"stage": reached[0].value, "progress": reached[1]}
         with self._database.write() as session:
             held = _try_change(
                 session,
@@ -596,6 +616,7 @@ class JobStore:
                 [JobState.RUNNING],
                 JobRow.lease_owner == owner,
                 lease_expires_at=utc_now() + timedelta(seconds=lease_s),
+                **shown,
             )
             return _lease(session, job_id, owner) if held else LeaseAnswer.LOST
 
@@ -603,18 +624,6 @@ class JobStore:
         """How the lease stands, without renewing it: one read."""
         with self._database.read() as session:
             return _lease(session, job_id, owner)
-
-    def report_progress(self, job_id: str, owner: str, stage: Stage, progress: float) -> None:
-        """`progress` is the fraction of the whole job, 0..1."""
-        with self._database.write() as session:
-            _try_change(
-                session,
-                job_id,
-                [JobState.RUNNING],
-                JobRow.lease_owner == owner,
-                stage=stage.value,
-                progress=progress,
-            )
 
     def finish(
         self,
@@ -939,6 +948,7 @@ def _after_failure(code: str, attempts: int) -> datetime | None:
 
 
 __all__ = [
+    "CAN_START",
     "FINAL_STATES",
     "STORAGE_FULL",
     "WORKER_LOST",
@@ -949,6 +959,7 @@ __all__ = [
     "LeaseAnswer",
     "Notification",
     "can_start_at",
+    "claim_within",
     "outbox_key",
     "utc_now",
 ]

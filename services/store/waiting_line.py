@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from imaging.errors import QueueFull
 from services.store.database import Database
-from services.store.jobs import can_start_at, utc_now
+from services.store.jobs import CAN_START, can_start_at, claim_within, utc_now
 from services.store.rows import JobRow, JobState, Priority
 
 STAT_IN_A_ROW = 4
 _STARTS_TIMED = 50  # of the last so many, those that have ended say how long a job takes
 _SHORTEST_RETRY_AFTER_S, _LONGEST_RETRY_AFTER_S = 5, 600
+_START = "start"  # what `Database.one_at_a_time` is asked for by those who claim what is next
 _QUEUED = JobRow.state == JobState.QUEUED.value
+_OLDEST = (  # built once: who asks it holds up the others
+    select(JobRow.id, JobRow.queued_at)
+    .where(_QUEUED, JobRow.priority == bindparam("priority"), JobRow.queued_at.is_not(None), CAN_START)
+    .order_by(JobRow.queued_at)
+    .limit(1)
+)
 
 
 class WaitingLine:
@@ -31,15 +38,30 @@ class WaitingLine:
         self._routine_longest_wait_s = routine_longest_wait_s
         self._queue_max_jobs = queue_max_jobs
 
+    def start_next(self, owner: str, *, lease_s: float) -> JobRow | None:
+        """Claim the job that is next (`JobStore.claim`); None when none can start now.
+
+        Chosen and claimed in one transaction: of workers that come at once each gets another job, at its first try.
+        """
+        with self._database.write() as session:
+            self._database.one_at_a_time(session, _START)
+            while (job_id := self._next(session)) is not None:
+                if (job := claim_within(session, job_id, owner, lease_s=lease_s)) is not None:
+                    return job  # else somebody cancelled it meanwhile
+        return None
+
     def next_to_start(self) -> str | None:
-        """Id of the job to claim; None when none can start now."""
-        now = utc_now()
+        """Id of the job that starts next; None when none can start now."""
         with self._database.read() as session:
-            stat, routine = (_oldest(session, priority, now) for priority in (Priority.STAT, Priority.ROUTINE))
-            if stat is None or routine is None:
-                return next((job_id for job_id, _ in filter(None, (stat, routine))), None)
-            overdue = routine[1] + timedelta(seconds=self._routine_longest_wait_s) < now
-            return routine[0] if overdue and _stat_was_long_alone(session, now) else stat[0]
+            return self._next(session)
+
+    def _next(self, session: Session) -> str | None:
+        now = utc_now()
+        stat, routine = (_oldest(session, priority, now) for priority in (Priority.STAT, Priority.ROUTINE))
+        if stat is None or routine is None:
+            return next((job_id for job_id, _ in filter(None, (stat, routine))), None)
+        overdue = routine[1] + timedelta(seconds=self._routine_longest_wait_s) < now
+        return routine[0] if overdue and _stat_was_long_alone(session, now) else stat[0]
 
     def expected_wait_s(self, position: int) -> float | None:
         """Until the job with so many before it starts, s: by what the last jobs took and how many run at once.
@@ -79,13 +101,8 @@ class WaitingLine:
 
 
 def _oldest(session: Session, priority: Priority, now: datetime) -> tuple[str, datetime] | None:
-    query = (
-        select(JobRow.id, JobRow.queued_at)
-        .where(_QUEUED, JobRow.priority == priority.value, JobRow.queued_at.is_not(None), can_start_at(now))
-        .order_by(JobRow.queued_at)
-        .limit(1)
-    )
-    return session.execute(query).tuples().first()  # type: ignore[return-value]  # queued_at is not None
+    oldest = session.execute(_OLDEST, {"priority": priority.value, **can_start_at(now)})
+    return oldest.tuples().first()  # type: ignore[return-value]  # queued_at is not None
 
 
 def _stat_was_long_alone(session: Session, now: datetime) -> bool:

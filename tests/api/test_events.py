@@ -30,8 +30,8 @@ def test_each_change_is_told_and_the_end_ends_the_stream(gateway, nifti):
     worker = "worker-of-the-test"
     work = [
         lambda: gateway.jobs.claim(job_id, worker, lease_s=60),
-        lambda: gateway.jobs.report_progress(job_id, worker, Stage.ROI, 0.2),
-        lambda: gateway.jobs.report_progress(job_id, worker, Stage.UNET, 0.5),
+        lambda: gateway.jobs.renew_lease(job_id, worker, lease_s=60, reached=(Stage.ROI, 0.2)),
+        lambda: gateway.jobs.renew_lease(job_id, worker, lease_s=60, reached=(Stage.UNET, 0.5)),
         lambda: gateway.finish(job_id),
     ]
 

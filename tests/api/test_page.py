@@ -72,7 +72,7 @@ def test_uploaded_study_is_followed_to_its_result(page: Page, gateway, nifti):
     [job] = gateway.jobs.queued()
 
     gateway.jobs.claim(job.id, "worker-of-the-test", lease_s=60)
-    gateway.jobs.report_progress(job.id, "worker-of-the-test", Stage.AANET, 0.62)
+    gateway.jobs.renew_lease(job.id, "worker-of-the-test", lease_s=60, reached=(Stage.AANET, 0.62))
     expect(panel.locator(".verdict")).to_contain_text("Along the arteries")
     expect(panel.locator(".verdict")).to_contain_text("62 %")
 

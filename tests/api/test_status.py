@@ -57,7 +57,7 @@ def test_stat_stands_before_routine_in_the_queue(gateway, make_nifti):
 def test_job_shows_stage_findings_and_deliveries_as_they_come(gateway, nifti):
     job_id = gateway.submit(nifti)
     gateway.jobs.claim(job_id, "worker-of-the-test", lease_s=60)
-    gateway.jobs.report_progress(job_id, "worker-of-the-test", Stage.UNET, 0.4)
+    gateway.jobs.renew_lease(job_id, "worker-of-the-test", lease_s=60, reached=(Stage.UNET, 0.4))
     running = gateway.client.get(f"/segment/{job_id}").json()
     assert (running["state"], running["stage"], running["progress"]) == ("running", "unet", 0.4)
     assert running["attempts"] == 1

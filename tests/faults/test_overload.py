@@ -49,12 +49,9 @@ def queued(jobs: JobStore, priority: Priority = ROUTINE) -> JobRow:
     return job
 
 
-def start_next(line: WaitingLine, jobs: JobStore) -> JobRow | None:
+def start_next(line: WaitingLine) -> JobRow | None:
     """What a worker does with a message, up to the work itself."""
-    while (job_id := line.next_to_start()) is not None:
-        if job := jobs.claim(job_id, threading.current_thread().name, lease_s=60):
-            return job
-    return None
+    return line.start_next(threading.current_thread().name, lease_s=60)
 
 
 def finish(jobs: JobStore, job: JobRow) -> None:
@@ -72,7 +69,7 @@ def test_five_hundred_studies_and_a_stat_study_that_comes_last(database: Databas
     routine = [queued(jobs).id for _ in range(500)]
     ended: list[str] = []
     for _ in range(4):  # what was running when it came
-        job = start_next(line, jobs)
+        job = start_next(line)
         assert job is not None
         finish(jobs, job)
         ended.append(job.id)
@@ -81,7 +78,7 @@ def test_five_hundred_studies_and_a_stat_study_that_comes_last(database: Databas
     assert line.next_to_start() == stat.id
 
     def work() -> None:
-        while (job := start_next(line, jobs)) is not None:
+        while (job := start_next(line)) is not None:
             finish(jobs, job)
             ended.append(job.id)
 
@@ -111,7 +108,7 @@ def test_a_steady_stream_of_stat_studies_does_not_starve_routine_ones(database: 
     def run(count: int) -> list[str]:
         for _ in range(count):
             queued(jobs, STAT), queued(jobs, STAT)
-            job = start_next(line, jobs)
+            job = start_next(line)
             assert job is not None
             started.append(job)
             finish(jobs, job)

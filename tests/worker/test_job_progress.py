@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
 
 from services.store.rows import Stage
 from worker.job_progress import STAGE_WEIGHTS, JobProgress, overall_fraction
@@ -24,33 +23,15 @@ def test_progress_only_grows_from_stage_to_stage() -> None:
     assert (fractions[0], fractions[-1]) == (0.0, pytest.approx(1.0))
 
 
-def test_a_report_that_the_database_does_not_take_stops_nothing() -> None:
-    class Jobs:
-        def report_progress(self, *_: object) -> None:
-            raise OperationalError("UPDATE jobs", None, Exception("locked"))
-
-    jobs: Any = Jobs()
-    lease: Any = SimpleNamespace(check=lambda: None)
-    progress = JobProgress(jobs, "job", "owner", lease)
-
-    progress("roi", 0.0)
-
-    assert set(progress.done()) == {"roi"}
-
-
-def test_a_stage_is_reported_at_once_and_the_rest_at_most_twice_a_second() -> None:
-    reports: list[tuple[Stage, float]] = []
-
-    class Jobs:
-        def report_progress(self, job_id: str, owner: str, stage: Stage, progress: float) -> None:
-            reports.append((stage, progress))
-
-    jobs: Any = Jobs()
-    lease: Any = SimpleNamespace(check=lambda: None)
-    progress = JobProgress(jobs, "job", "owner", lease)
+def test_stages_are_timed_and_what_is_reached_is_left_with_the_lease() -> None:
+    asked = []
+    lease: Any = SimpleNamespace(check=lambda: asked.append(1), reached=None)
+    progress = JobProgress(lease)
     for step in range(100):
         progress("roi", step / 100)
+    assert lease.reached == (Stage.ROI, pytest.approx(overall_fraction(Stage.ROI, 0.99)))
     progress("unet", 0.0)
 
-    assert [stage for stage, _ in reports] == [Stage.ROI, Stage.UNET]
+    assert lease.reached == (Stage.UNET, overall_fraction(Stage.UNET, 0.0))
     assert set(progress.done()) == {"roi", "unet"}
+    assert len(asked) == 101

@@ -91,7 +91,7 @@ def test_a_job_goes_from_receiving_to_completed(jobs: JobStore, outbox: Outbox) 
     claimed = jobs.claim(job.id, "worker", lease_s=60)
     assert claimed is not None
     assert (claimed.state, claimed.stage, claimed.attempts) == ("running", "load", 1)
-    jobs.report_progress(job.id, "worker", Stage.AANET, 0.5)
+    jobs.renew_lease(job.id, "worker", lease_s=60, reached=(Stage.AANET, 0.5))
     assert (jobs.get(job.id).stage, jobs.get(job.id).progress) == ("aanet", 0.5)
     delivery = Delivery("node:PACS", "jobs/x/result/seg.dcm", "1.2", "1.2.3")
     jobs.finish(job.id, "worker", findings=FINDINGS, stage_seconds={"roi": 1.5}, deliveries=[delivery])
@@ -307,7 +307,7 @@ def test_only_who_holds_the_lease_may_finish(jobs: JobStore) -> None:
         with pytest.raises(StateConflict):
             finish()
     assert jobs.get(job.id).state == "running"
-    jobs.report_progress(job.id, "b", Stage.WRITE, 0.9)
+    jobs.renew_lease(job.id, "b", lease_s=60, reached=(Stage.WRITE, 0.9))
     assert jobs.get(job.id).stage == "load"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Connection, event, update
@@ -34,6 +35,19 @@ def test_stat_goes_first_until_a_routine_job_is_overdue(database: Database, jobs
         assert jobs.claim(stat.id, "w", lease_s=60)
     assert patient.next_to_start() == stats[4].id
     assert impatient.next_to_start() == routine.id
+
+
+def test_workers_that_come_at_once_get_different_jobs_each_at_its_first_try(database: Database, jobs: JobStore) -> None:
+    line = WaitingLine(database, routine_longest_wait_s=1800.0)
+    waiting = [queued(jobs).id for _ in range(6)]
+    claims: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *about: claims.append(str(about[2]).split()[0]))
+    with ThreadPoolExecutor(8) as workers:
+        started = list(workers.map(lambda k: line.start_next(f"w{k}", lease_s=60), range(8)))
+    assert sorted(job.id for job in started if job is not None) == sorted(waiting)
+    assert claims.count("UPDATE") == 6
+    held = {job.id: (job.state, job.lease_owner) for job in started if job is not None}
+    assert held == {job.id: ("running", jobs.get(job.id).lease_owner) for job in started if job is not None}
 
 
 def test_a_job_whose_attempt_failed_lets_others_go_first_until_its_wait_is_over(
