@@ -184,13 +184,11 @@ def _take_in(
     submitted = False
     try:
         gateway.store.replace_directory(arriving, final)
-        inputs_digest = gateway.store.write_inputs(
-            job_id, [final / file.relative_to(arriving) for file in contents.files]
-        )
+        gateway.store.write_inputs(job_id, [final / file.relative_to(arriving) for file in contents.files])
         job, submitted = gateway.jobs.submit(
             job_id,
             input_kind=contents.kind,
-            inputs_digest=inputs_digest,
+            inputs_digest=received.content_digest,  # the files' names are our own and say nothing of what is in them
             instance_count=contents.instance_count,
             priority=priority,
             study_instance_uid=contents.study_instance_uid,

@@ -75,6 +75,15 @@ def test_one_series_is_the_same_as_files_and_as_zip(gateway, make_series):
         assert inputs == set(series)
 
 
+def test_two_zips_of_equal_counts_and_sizes_are_two_inputs(gateway, make_series):
+    """Their UIDs of "not analysed" follow from this digest: one patient's report must never stand for another's."""
+    digests = set()
+    for _ in range(2):
+        job = gateway.client.post("/segment", files={"files": ("a.zip", _zip(make_series(6)))}).json()
+        digests.add(gateway.jobs.get(job["id"]).inputs_digest)
+    assert len(digests) == 2
+
+
 def test_names_given_by_the_client_are_nowhere_on_disk(gateway, make_series):
     files = [("files", ("DOE^JOHN.dcm", content)) for content in make_series(4)]
     gateway.client.post("/segment", files=files).raise_for_status()
