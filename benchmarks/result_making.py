@@ -82,12 +82,12 @@ def measure(rounds: int) -> Page:
 
 _HOW = """The series and masks of the SEG's benchmark. The networks' grid lies over 340 x 360 voxels of every slice, 1
 mm instead of 0.75 x 0.7 x 0.7 mm; ours works with one thread, torch and SimpleITK with two. "Whole matrices" is what
-ours was: a product with a matrix for each axis, most of it zeros. torch and SimpleITK interpolate linearly also where the
-grid becomes coarser, where ours averages over three voxels; back, all give the same. Lesions are looked for in all 400
-slices; scipy's `label`, `find_objects` and volumes are a part of what ours does (score, diameter, density, artery level
-and label map come to it). highdicom's structured report is made of the same groups with a data set for each of the
-source images, as documented. Written are findings, both label maps as NIfTI, preview, SEG, SR, key images of the eight
-most probable emboli and the PDF. {versions}."""
+ours was: a product with a matrix for each axis, most of it zeros. torch and SimpleITK interpolate linearly also where
+the grid becomes coarser, where ours averages over three voxels; back, all give the same. Lesions are looked for in
+all 400 slices; scipy's `label`, `find_objects` and volumes are a part of what ours does (score, diameter, density,
+artery level and label map come to it). highdicom's structured report is made of the same groups with a data set for
+each of the source images, as documented. Written are findings, both label maps as NIfTI, preview, SEG, SR, key images
+of the eight most probable emboli and the PDF. {versions}."""
 
 
 def _versions() -> str:
