@@ -122,11 +122,17 @@ def text(header: Dataset, keyword: str) -> str:
 def _parsed(header: Dataset, keyword: str) -> Any:
     """The attribute's value, or None. pydicom parses it here, and says OSError where bytes in memory end early."""
     try:
-        element = header.get_item(_tag(keyword), keep_deferred=True)
+        element = header._dict.get(_tag(keyword))
         if isinstance(element, RawDataElement) and element.VR in _PARSED_ALONE and element.value is not None:
             encodings = header.original_character_set
             if encodings:
-                return _parsed_alone(element, encodings if isinstance(encodings, str) else tuple(encodings))
+                return _parsed_alone(
+                    keyword,
+                    element.VR,
+                    element.value,
+                    element.is_little_endian,
+                    encodings if isinstance(encodings, str) else tuple(encodings),
+                )
         return None if element is None else header.get(keyword)
     except OSError as error:
         raise ValueError(f"{keyword} is malformed") from error
@@ -140,8 +146,9 @@ def _tag(keyword: str) -> BaseTag:
 
 
 @lru_cache(maxsize=1024)
-def _parsed_alone(raw: RawDataElement, encodings: str | tuple[str, ...]) -> Any:
+def _parsed_alone(keyword: str, vr: str, value: bytes, is_little_endian: bool, encodings: str | tuple[str, ...]) -> Any:
     """The value, parsed once for all slices of a series that have the same."""
+    raw = RawDataElement(_tag(keyword), vr, len(value), value, 0, False, is_little_endian)
     return convert_raw_data_element(raw, encoding=encodings if isinstance(encodings, str) else list(encodings)).value
 
 
@@ -165,7 +172,7 @@ def numbers(header: Dataset, keyword: str, count: int) -> NDArray[np.float64] | 
         values = np.atleast_1d(np.asarray(value, dtype=np.float64))
     except MALFORMED:
         return None
-    return values if values.shape == (count,) and bool(np.all(np.isfinite(values))) else None
+    return values if values.shape == (count,) and bool(np.isfinite(values).all()) else None
 
 
 def items(header: Dataset, keyword: str) -> list[Dataset]:

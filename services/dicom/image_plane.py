@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def _plane(
         rows=rows,
         columns=columns,
         position_lps_mm=vector("ImagePositionPatient", 3),
-        orientation=None if cosines is None else _orthonormal(cosines.reshape(2, 3)),
+        orientation=None if cosines is None else _orthonormal(tuple(cosines)),
         pixel_spacing_mm=spacing if spacing is not None and np.all(spacing > 1e-3) else None,
         rescale=rescale_of(header, sources, groups),
         is_localizer="LOCALIZER" in f"{text(header, 'ImageType')}\\{words('FrameType')}".upper().split("\\"),
@@ -164,11 +165,14 @@ def _plane(
     )
 
 
-def _orthonormal(orientation: Vector) -> Vector | None:
+@lru_cache(maxsize=64)
+def _orthonormal(cosines: tuple[float, ...]) -> Vector | None:
     """The orientation freed of the rounding of its decimals, or None where it is not a rotation."""
-    row, column = orientation
+    row, column = np.reshape(cosines, (2, 3))
     if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
         return None
     row = row / np.linalg.norm(row)
     column = column - (column @ row) * row
-    return np.stack([row, column / np.linalg.norm(column)])
+    orientation = np.stack([row, column / np.linalg.norm(column)])
+    orientation.flags.writeable = False  # one for all slices that have the same
+    return orientation

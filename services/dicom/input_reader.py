@@ -9,7 +9,7 @@ from imaging.errors import InputError, NotAnalysable, Reason
 from services.dicom import reason_codes
 from services.dicom.headers import read_header
 from services.dicom.nifti_reader import SourceNifti, read_nifti
-from services.dicom.nrrd_reader import SourceNrrd, is_nrrd, read_nrrd
+from services.dicom.nrrd_reader import NRRD_MAGIC, SourceNrrd, is_nrrd, read_nrrd
 from services.dicom.series_reader import SourceSeries, series_of
 from services.dicom.series_summary import summary_of
 from services.dicom.source_image import OnProgress
@@ -24,16 +24,24 @@ def is_nifti(path: Path) -> bool:
 
     Anything compressed with gzip counts as one; `check_nifti` looks inside.
     """
-    with opened(path) as file:
-        first = file.read(4)
-    sizes = {int.from_bytes(first, "little"), int.from_bytes(first, "big")} if len(first) == 4 else set()
-    by_content = first[:2] == GZIP_MAGIC or bool(sizes & _HEADER_SIZES)
-    return by_content or path.name.lower().endswith(NIFTI_SUFFIXES)
+    return _is_nifti(_first_bytes(path), path)
 
 
 def is_volume_file(path: Path) -> bool:
     """Whether a file is a whole volume, NIfTI or NRRD, and no DICOM instance."""
-    return is_nrrd(path) or is_nifti(path)
+    first = _first_bytes(path)
+    return first == NRRD_MAGIC or _is_nifti(first, path)
+
+
+def _first_bytes(path: Path) -> bytes:
+    with opened(path) as file:
+        return file.read(4)
+
+
+def _is_nifti(first: bytes, path: Path) -> bool:
+    sizes = {int.from_bytes(first, "little"), int.from_bytes(first, "big")} if len(first) == 4 else set()
+    by_content = first[:2] == GZIP_MAGIC or bool(sizes & _HEADER_SIZES)
+    return by_content or path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def read_input(

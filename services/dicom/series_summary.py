@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -166,16 +167,18 @@ def _first_text(headers: Sequence[Dataset], keyword: str) -> str:
 
 def _orientation(headers: Sequence[Dataset]) -> str:
     """The plane that most slices lie in, by the axis of the patient that their normal is nearest to."""
-    normals = [
-        np.cross(cosines[:3], cosines[3:])
+    planes = Counter(
+        _plane_of(tuple(cosines))
         for header in headers
         if (cosines := numbers(header, "ImageOrientationPatient", 6)) is not None
-    ]
-    planes = Counter(
-        _PLANES[int(np.argmax(np.abs(normal)))] if np.abs(normal).max() >= _NEAR_AN_AXIS else "oblique"
-        for normal in normals
     )
     return planes.most_common(1)[0][0] if planes else ""
+
+
+@lru_cache(maxsize=64)
+def _plane_of(cosines: tuple[float, ...]) -> str:
+    normal = np.abs(np.cross(cosines[:3], cosines[3:]))
+    return _PLANES[int(np.argmax(normal))] if normal.max() >= _NEAR_AN_AXIS else "oblique"
 
 
 def _median_spacing(headers: Sequence[Dataset]) -> float | None:

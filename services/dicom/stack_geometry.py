@@ -67,8 +67,10 @@ def drop_localizers(planes: Sequence[ImagePlane]) -> tuple[list[ImagePlane], tup
 def _stackable(plane: ImagePlane, other: ImagePlane) -> bool:
     if (plane.rows, plane.columns) != (other.rows, other.columns) or plane.has_geometry != other.has_geometry:
         return False
+    if plane.orientation is other.orientation:
+        return True
     if plane.orientation is None or other.orientation is None:
-        return plane.orientation is other.orientation
+        return False
     return bool(np.allclose(plane.orientation, other.orientation, atol=ORIENTATION_TOLERANCE))
 
 
