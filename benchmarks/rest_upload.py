@@ -44,13 +44,13 @@ _BOUNDARY = "embolens-boundary"
 _HOW = f"""
 {SLICES} CT slices of 0.53 MB and one NIfTI of 0.42 GB, sent from a file by `sendfile` over loopback by one client with
 `TCP_NODELAY`; the time is from the first byte sent to the last of the answer, which says that the job is queued: our
-figure has in it that every file is digested (SHA-256), its header read, the series chosen and the job recorded. Our
-limit of requests per second is off. The floor is a process that receives the same bytes over the same loopback and
-writes them to the same disk, in as many files of the same size, each renamed when it is whole; it looks at nothing.
-Orthanc gets every file by `POST /instances`, by one client on one kept connection and by four clients on one each (as a
-zip in one request it takes longer), and STOW-RS by its plugin; it too reads headers, and writes an index. `KeepAlive`
-and `TcpNoDelay` are on, `HttpThreadsCount` is as it comes. Durability `process`: nobody calls fsync. ext4 makes new
-files slowly within 5 s of deleting others: what was stored with us is renamed aside, and Orthanc, which has to delete, waits
+figure has in it that every file is digested (SHA-256; not by STOW-RS), its header read and the job recorded. Our limit
+of requests per second is off. The floor is a process that receives the same bytes over the same loopback and writes
+them to the same disk, in as many files of the same size, each renamed when it is whole; it looks at nothing. Orthanc
+gets every file by `POST /instances`, by one client on one kept connection and by four clients on one each (as a zip in
+one request it takes longer), and STOW-RS by its plugin; it too reads headers, and writes an index. `KeepAlive` and
+`TcpNoDelay` are on, `HttpThreadsCount` is as it comes. Durability `process`: nobody calls fsync. ext4 makes new files
+slowly within 5 s of deleting others: what was stored with us is renamed aside, and Orthanc, which has to delete, waits
 {_SETTLED_S:g} s before its next turn. The memory is that of the gateway's process (VmHWM) after one upload of 5 GiB.
 """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from api.upload_stream import feed_body
+from api.upload_stream import FILES_FIELD, _ArrivingFiles, _body, feed_body
 
 PIECE = bytes(100_000)
 
@@ -82,3 +84,30 @@ def test_what_is_refused_is_refused_though_more_comes() -> None:
     with pytest.raises(ValueError, match="refused"):
         fed(body, _piece(more=True), _piece(more=True), _piece(more=False))
     assert body.taken == [len(PIECE)]
+
+
+def test_parts_go_to_their_files_uncopied_and_each_piece_at_once(tmp_path: Path) -> None:
+    class Counted(_ArrivingFiles):
+        writes = 0
+
+        def write(self, piece: bytes | memoryview) -> None:
+            self.writes += 1
+            super().write(piece)
+
+    parts, piece_bytes = [bytes([number]) * 1_500_000 for number in range(4)], 1_000_000
+    head = b'--limit\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\n\r\n' % FILES_FIELD.encode()
+    whole = b"".join(head + part + b"\r\n" for part in parts) + b"--limit--\r\n"
+    pieces = [whole[at : at + piece_bytes] for at in range(0, len(whole), piece_bytes)]
+    files = Counted(tmp_path, max_bytes=10**8, max_files=10, check_room=lambda _: None)
+    body = _body("multipart/form-data; boundary=limit", {}, files)
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            body.feed(piece)
+        body.end()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [(tmp_path / digest).read_bytes() for digest in files.digests] == parts
+    assert peak_bytes < piece_bytes // 4
+    assert files.writes <= len(pieces) + len(parts)
