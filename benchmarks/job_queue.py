@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -15,6 +16,7 @@ from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -34,9 +36,9 @@ from worker.held_lease import HeldLease
 from worker.job_progress import JobProgress
 
 _ONE_BY_ONE = 40
-_SPIN_S, _SPUN_JOBS = 0.5, 12
-_SLEPT_S, _JOBS_EACH = 1.0, 5
-_WORKERS = (1, 2, 8, 32)
+_SPIN_S, _SPUN_JOBS = 0.5, 8
+_SLEPT_S, _JOBS_EACH = 1.0, 4
+_WORKERS = (1, 8, 32)
 _WAITING = (10, 1_000, 10_000)
 _STARTS_LOOKED_AT = 10
 _TIMEOUT_S = 120.0
@@ -255,8 +257,11 @@ def _add_queued(place: _Place, count: int) -> None:
     rows = [same | {"id": str(uuid.uuid4())} for _ in range(count)]
     with place.database.write() as session:
         session.bulk_insert_mappings(JobRow, rows)
-    for row in rows:
-        place.queue.enqueue(row["id"], Priority.ROUTINE)
+    redis, name = place.queue._redis, Priority.ROUTINE.value
+    newest: Any = redis.lindex(name, 0)
+    message = newest.decode()  # the last one that was enqueued; the others are alike
+    last_id = json.loads(message)["headers"]["id"]
+    redis.lpush(name, *(message.replace(last_id, row["id"]) for row in rows))
 
 
 def _slept(place: _Place, workers: int) -> float:

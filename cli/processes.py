@@ -9,6 +9,7 @@ from enum import StrEnum
 from cli.process_user import process_user
 from services.audit.events import application_started, application_stopped
 from services.audit.trail import AuditTrail
+from services.process_start import without_collections
 from services.settings import Settings
 
 
@@ -43,19 +44,23 @@ def _run(process: Process, chosen: Settings) -> bool:
     """False where threads are left for which the interpreter would wait."""
     match process:
         case Process.LISTENER:
-            from services.ingest.listener import run_listener
+            with without_collections():
+                from services.ingest.listener import run_listener
 
             run_listener(chosen)
         case Process.GATEWAY:
-            from api.server import run_gateway
+            with without_collections():
+                from api.server import run_gateway
 
             run_gateway(chosen)
         case Process.WORKER:
-            from worker.app import run_worker
+            with without_collections():
+                from worker.app import run_worker
 
             run_worker(chosen)
         case Process.RELAY:
-            from services.delivery.relay import run_relay
+            with without_collections():
+                from services.delivery.relay import run_relay
 
             return run_relay(chosen)
     return True

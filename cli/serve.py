@@ -21,9 +21,12 @@ def serve(
     One process alone (--only worker) runs in the foreground and needs EMBOLENS_REDIS_URL. Several are supervised: an
     embedded Redis is started where none is configured, a crashed process is started again, and at the end they drain.
     """
-    from cli.processes import Process, run_process
-    from services.process_log import log_to_stderr
-    from services.settings import settings
+    from services.process_start import without_collections
+
+    with without_collections():
+        from cli.processes import Process, run_process
+        from services.process_log import log_to_stderr
+        from services.settings import settings
 
     names = [name.strip() for name in only.split(",") if name.strip()]
     unknown = sorted(set(names) - set(Process))

@@ -18,6 +18,7 @@ from celery.signals import task_failure, worker_process_init, worker_shutting_do
 from imaging.errors import EmbolensError, OutOfMemory, WorkerEnding
 from services.parent_death import die_with_parent
 from services.process_log import where_raised
+from services.process_start import without_collections
 from services.settings import Settings
 from services.task_queue import SEGMENT_TASK, TaskQueue, make_celery
 from worker.bounded_memory import bound_memory
@@ -74,7 +75,8 @@ def make_worker(settings: Settings, load_segmenter: LoadSegmenter) -> Celery:
     def begin_process(**_: Any) -> None:
         die_with_parent(parent_pid, signal.SIGKILL)
         try:
-            pipeline()
+            with without_collections():
+                pipeline()
             bound_memory(settings.worker_memory_bytes)
         except EmbolensError as error:
             log.critical("this worker cannot work: %s [%s]", error, error.code)

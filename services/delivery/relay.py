@@ -44,9 +44,7 @@ from services.delivery.mllp import send_message
 from services.delivery.retention import Retention
 from services.delivery.sent_object import SentObject
 from services.delivery.storage_commitment import CommitmentReports, request_commitment
-from services.delivery.stow_rs import store_at
 from services.delivery.sweep import Sweep
-from services.delivery.webhook import post_notification
 from services.dicomweb.held_index import HeldIndex
 from services.process_log import log_to_stderr, where_raised
 from services.process_signals import stop_on_signal
@@ -233,6 +231,8 @@ class Relay:
         if isinstance(destination, Folder):
             return (copy_to_folder(destination, path, uid, self._settings.durability) for path, uid in objects.items())
         if isinstance(destination, DicomWeb):
+            from services.delivery.stow_rs import store_at  # and httpx, which every start would pay for
+
             return store_at(destination, objects, self._settings)
         assert isinstance(destination, Node)
         try:
@@ -256,6 +256,8 @@ class Relay:
             )
         assert row.message is not None
         if isinstance(destination, Webhook):
+            from services.delivery.webhook import post_notification
+
             return post_notification(destination, row.message_id, row.message, self._settings)
         assert isinstance(destination, Hl7)
         return send_message(destination, row.message_id, row.message, self._settings)

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -60,6 +60,15 @@ def completion_reason(
     return None
 
 
+def until_next_look_s(quiet_for_s: Iterable[float], quiet_times_s: Sequence[float], tick_s: float) -> float:
+    """A tick, or less where one of the series will have been quiet long enough before.
+
+    `quiet_for_s` is each series' own.
+    """
+    left = (enough_s - quiet_s for quiet_s in quiet_for_s for enough_s in quiet_times_s)
+    return min((one for one in left if 0 < one < tick_s), default=tick_s)
+
+
 class CompletionWatcher:
     """A thread that looks at the arriving series and hands the complete ones on: to the queue, or set aside.
 
@@ -92,6 +101,7 @@ class CompletionWatcher:
         self._series_released_quiet_s = series_released_quiet_s
         self._has_open_association = has_open_association
         self._come_back: set[str] = set()  # AE titles that have sent late slices: theirs get the long quiet time
+        self._quiet_times_s = (series_quiet_s, series_released_quiet_s)
         self._tick_s = max(0.02, min(_LONGEST_TICK_S, series_quiet_s / 4, series_released_quiet_s / 4))
         self._wake = threading.Event()
         self._stopping = False
@@ -113,7 +123,9 @@ class CompletionWatcher:
 
     def _watch(self) -> None:
         while not self._stopping:
-            self._wake.wait(self._tick_s)
+            now = time.monotonic()
+            quiet_for_s = [now - series.last_arrival for series in self._register.all()]
+            self._wake.wait(until_next_look_s(quiet_for_s, self._quiet_times_s, self._tick_s))
             self._wake.clear()
             try:
                 self._follow_jobs()

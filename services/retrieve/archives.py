@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from imaging.errors import NotFound
 from services.delivery.destinations import DICOMWEB, Destinations
 from services.retrieve.dicom_archive import DicomArchive
-from services.retrieve.dicomweb_archive import DicomWebArchive
 from services.retrieve.found import Archive
 from services.settings import Settings
 from services.transport_security import sender_context
@@ -52,6 +51,8 @@ def counting_archive(name: str, settings: Settings) -> Archive | None:
 
 def _archive(name: str, destinations: Destinations, settings: Settings) -> Archive | None:
     if name.startswith(DICOMWEB):
+        from services.retrieve.dicomweb_archive import DicomWebArchive  # and httpx, which every start would pay for
+
         service = destinations.dicomweb_service(name.removeprefix(DICOMWEB))
         return None if service is None else DicomWebArchive(service, settings)
     if (node := destinations.node(name)) is None:

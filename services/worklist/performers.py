@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from imaging.errors import ConfigurationError
 from services.delivery.destinations import Destinations
@@ -15,7 +16,9 @@ from services.store.retrievals import RetrievalStore
 from services.store.study_store import StudyStore
 from services.store.worklist_items import WorklistItems
 from services.worklist.input_standing import InputLook
-from services.worklist.performer import Performer
+
+if TYPE_CHECKING:  # and httpx and websockets, for which few have a use
+    from services.worklist.performer import Performer
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +36,10 @@ class Performers:
         except ConfigurationError as error:  # studies are received all the same
             log.error("no worklist is worked on: %s", error)
             worklists = ()
-        self._performers = []
+        self._performers: list[Performer] = []
         for one in worklists:
+            from services.worklist.performer import Performer
+
             inputs = InputLook(settings, items, jobs, retrievals, outbox, store, tenants or Tenants(), one.name)
             self._performers.append(Performer(one, settings, items, inputs, outbox, store))
         if beyond := items.held_beyond([one.name for one in worklists]):

@@ -12,7 +12,18 @@ from services.store.database import Database
 
 ROOT = Path(__file__).parents[2]
 # Not by the top of their names: of scipy, for one, nibabel looks up whether it is there.
-LARGE = ("torch", "SimpleITK", "highdicom", "scipy.ndimage", "cc3d", "matplotlib", "alembic.command", "celery.app.base")
+LARGE = (
+    "torch",
+    "SimpleITK",
+    "highdicom",
+    "scipy.ndimage",
+    "cc3d",
+    "matplotlib",
+    "alembic.command",
+    "celery.app.base",
+    "httpx",
+    "websockets",
+)
 
 
 def imported(code: str, database: Path) -> list[str]:
@@ -52,3 +63,15 @@ def test_a_schema_that_is_not_there_or_older_is_brought_up(tmp_path: Path) -> No
     database.downgrade("0008")
     database.close()
     assert imported("", path) == ["alembic.command"]
+
+
+def test_what_a_start_makes_is_looked_through_by_no_collection() -> None:
+    code = (
+        "import gc; from services.process_start import without_collections\n"
+        "with without_collections():\n"
+        "    before = sum(one['collections'] for one in gc.get_stats()); import sqlalchemy.orm\n"
+        "    after = sum(one['collections'] for one in gc.get_stats())\n"
+        "print(after - before, gc.get_freeze_count() > 10_000, gc.isenabled())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0", "True", "True"]

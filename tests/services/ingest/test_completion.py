@@ -13,7 +13,7 @@ import pytest
 from imaging.errors import ConfigurationError
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.completeness import Completeness
-from services.ingest.completion import CompletionWatcher, completion_reason
+from services.ingest.completion import CompletionWatcher, completion_reason, until_next_look_s
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.listener import run_listener
 from services.ingest.series_selection import SelectionRule
@@ -225,6 +225,17 @@ def test_a_series_that_our_disk_does_not_give_back_is_not_turned_away(receiving:
     path.rmdir()
     path.write_bytes(content)
     receiving.wait_for_state(one, "queued")
+
+
+@pytest.mark.parametrize(
+    ("quiet_for_s", "wait_s"),
+    [((), 0.25), ((0.1, 0.9), 0.1), ((1.0, 1.5), 0.25), ((19.95, 0.85), 0.05)],
+    ids=["nothing comes", "nearly quiet", "quiet, and not sent whole", "the long time of one"],
+)
+def test_the_next_look_is_when_a_quiet_time_ends_and_no_later_than_a_tick(
+    quiet_for_s: tuple[float, ...], wait_s: float
+) -> None:
+    assert until_next_look_s(quiet_for_s, (20.0, 1.0), 0.25) == pytest.approx(wait_s)
 
 
 class TestWatcher:
