@@ -6,6 +6,7 @@ import mmap
 import re
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -56,19 +57,28 @@ class NamedFileMeta:
         )
 
     @classmethod
-    def of_c_store(cls, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Self:
+    def of_c_store(cls, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: UID) -> Self:
         """As pynetdicom has it for a C-STORE request, without a data set of its own for every slice."""
-        elements = (
-            struct.pack("<HH2sxxI", 2, 1, b"OB", 2)
-            + b"\x00\x01"  # File Meta Information Version
-            + _element(0x0002, b"UI", sop_class_uid)
-            + _element(0x0003, b"UI", sop_instance_uid)
-            + _element(0x0010, b"UI", transfer_syntax_uid)
-            + _element(0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID)
-            + _element(0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION)
-        )
+        before, behind = _around_sop_instance_uid(sop_class_uid, transfer_syntax_uid)
+        elements = before + _element(0x0003, b"UI", sop_instance_uid) + behind
         length = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements))
-        return cls(sop_class_uid, sop_instance_uid, UID(transfer_syntax_uid), FILE_PREFIX + length + elements)
+        return cls(sop_class_uid, sop_instance_uid, transfer_syntax_uid, FILE_PREFIX + length + elements)
+
+
+@lru_cache(maxsize=64)
+def _around_sop_instance_uid(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[bytes, bytes]:
+    """The same for every instance of a series."""
+    before = (
+        struct.pack("<HH2sxxI", 2, 1, b"OB", 2)
+        + b"\x00\x01"  # File Meta Information Version
+        + _element(0x0002, b"UI", sop_class_uid)
+    )
+    behind = (
+        _element(0x0010, b"UI", transfer_syntax_uid)
+        + _element(0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID)
+        + _element(0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION)
+    )
+    return before, behind
 
 
 def _element(number: int, vr: bytes, value: str) -> bytes:

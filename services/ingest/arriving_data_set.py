@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, cast
 
 from services.store.disk_room import FULL_ERRNOS, no_room
 
-FRAGMENT_HEADER_BYTES = 6  # length, presentation context, message control header (PS3.8 9.3.5.1, E.2)
 _IN_MEMORY_BYTES = 1 << 20  # a slice of CT is smaller
 
 
@@ -18,8 +17,7 @@ class ArrivingDataSet:
     """The first MiB lies in memory, a longer one in a file that has no name, so that nothing is left of it when the
     association or this process ends. It stands in for pynetdicom's temporary file.
 
-    A fragment that fills a PDU is received where it will lie (`room_for`, `keep`): its header covers the bytes before
-    it for a moment, and those are put back.
+    A fragment that fills a PDU is received where it will lie (`room_for`, `keep`).
     """
 
     name = ""
@@ -29,9 +27,8 @@ class ArrivingDataSet:
         self.memory = bytearray() if memory is None else memory
         self.length = 0
         self._directory = directory
-        self._in_memory = 0  # bytes, behind room for a header
+        self._in_memory = 0  # bytes
         self._file: BinaryIO | None = None
-        self._covered = b""
         self._full: OSError | None = None
 
     @property
@@ -39,7 +36,7 @@ class ArrivingDataSet:
         return self
 
     def room_for(self, count: int) -> memoryview:
-        """Where a PDU's `count` bytes behind its header are to be received. Release it before anything else."""
+        """Where the next `count` bytes are to be received. Release it before anything else."""
         self._make_room(count)
         begin = self._in_memory
         if len(self.memory) < begin + count:
@@ -48,38 +45,25 @@ class ArrivingDataSet:
                 self.memory += missing
             except BufferError:  # somebody still holds a view of an earlier data set
                 self.memory = self.memory + missing
-        self._covered = bytes(self.memory[begin : begin + FRAGMENT_HEADER_BYTES])
         return memoryview(self.memory)[begin : begin + count]
 
     def keep(self, count: int) -> None:
-        """What was received in `room_for(count)` is one fragment of this data set."""
-        self._uncover()
-        begin = self._in_memory + FRAGMENT_HEADER_BYTES
-        fragment = count - FRAGMENT_HEADER_BYTES
-        self.length += fragment
+        """The first so many bytes of what was received in `room_for` are the next fragment of this data set."""
+        self.length += count
         if self._file is None:
-            self._in_memory += fragment
+            self._in_memory += count
         else:
-            with memoryview(self.memory)[begin : begin + fragment] as received:
+            with memoryview(self.memory)[:count] as received:
                 self._write_file(received)
-
-    def give_back(self, count: int) -> bytes:
-        """What was received in `room_for(count)` is something else: it is no part of this data set."""
-        received = bytes(self.memory[self._in_memory : self._in_memory + count])
-        self._uncover()
-        return received
 
     def write(self, fragment: bytes | memoryview) -> None:
         """A disk that is full is told of when the instance is complete: until then the peer would not listen."""
         self.length += len(fragment)
-        self._make_room(FRAGMENT_HEADER_BYTES + len(fragment))
+        self._make_room(len(fragment))
         if self._file is not None:
             self._write_file(fragment)
             return
-        begin = FRAGMENT_HEADER_BYTES + self._in_memory
-        if len(self.memory) < begin:
-            self.memory += bytes(begin - len(self.memory))
-        self.memory[begin : begin + len(fragment)] = fragment
+        self.memory[self._in_memory : self._in_memory + len(fragment)] = fragment
         self._in_memory += len(fragment)
 
     def flush(self) -> None:
@@ -92,7 +76,7 @@ class ArrivingDataSet:
             StorageFull: the disk had no room for it.
         """
         if self._file is None and self._full is None:
-            return cast(BinaryIO, InMemory(memoryview(self.memory)[FRAGMENT_HEADER_BYTES:][: self._in_memory]))
+            return cast(BinaryIO, InMemory(memoryview(self.memory)[: self._in_memory]))
         try:
             if self._file is not None:
                 self._file.flush()
@@ -110,7 +94,7 @@ class ArrivingDataSet:
 
     def _make_room(self, count: int) -> None:
         """Go over to a file before the memory is full."""
-        if self._file is not None or self._in_memory + count <= FRAGMENT_HEADER_BYTES + _IN_MEMORY_BYTES:
+        if self._file is not None or self._in_memory + count <= _IN_MEMORY_BYTES:
             return
         try:
             self._file = cast(BinaryIO, TemporaryFile(dir=self._directory))  # noqa: SIM115  closed with the data set
@@ -120,7 +104,7 @@ class ArrivingDataSet:
             self._full = error
             self._in_memory = 0  # it will be refused
             return
-        with memoryview(self.memory)[FRAGMENT_HEADER_BYTES:][: self._in_memory] as begun:
+        with memoryview(self.memory)[: self._in_memory] as begun:
             self._write_file(begun)
         self._in_memory = 0
 
@@ -133,9 +117,6 @@ class ArrivingDataSet:
             if error.errno not in FULL_ERRNOS:
                 raise
             self._full = error
-
-    def _uncover(self) -> None:
-        self.memory[self._in_memory : self._in_memory + len(self._covered)] = self._covered
 
 
 class InMemory(RawIOBase):

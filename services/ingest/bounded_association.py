@@ -25,20 +25,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from services.ingest.arriving_data_set import ArrivingDataSet
+from services.ingest.proposed_contexts import with_refusals, without_unsupported
 from services.ingest.store_reader import AnswerStore, InHand, StoreReader
 
 log = logging.getLogger(__name__)
 
 _HEADER_BYTES = 6  # PDU type, a reserved byte, the length of the rest (PS3.8 section 9.3)
 _PDU_TYPES = range(0x01, 0x08)
+_ASSOCIATE_RQ = b"\x01"
 _ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # A-ABORT by the provider, invalid parameter (PS3.8 9.3.8)
 _MESSAGE_MAX_BYTES = 1 << 20  # of anything but an instance: a command set, a report of storage commitment
 _UNANSWERED_MAX = 8  # requests at once; one is negotiated (PS3.7 D.3.3.3)
@@ -173,7 +177,7 @@ class _BoundedSocket(AssociationSocket):
             raise ConnectionAbortedError(errno.ECONNABORTED, "the PDU is too long")
         received = bytearray(nr_bytes)
         with memoryview(received) as room:
-            got = self.fill(room, due)
+            got = self.receive(room, nr_bytes, due)
         if is_header and got == _HEADER_BYTES and received[0] in _PDU_TYPES:
             self._pdu_due = due
         return received[:got]
@@ -182,8 +186,8 @@ class _BoundedSocket(AssociationSocket):
         """When a PDU that begins now has to be here."""
         return time.monotonic() + self._bounds.timeout_s
 
-    def fill(self, room: memoryview, due: float) -> int:
-        """Bytes received: fewer than there is room for where the peer has hung up.
+    def receive(self, room: memoryview, least: int, due: float) -> int:
+        """Bytes received: fewer than `least` where the peer has hung up, more where they are there already.
 
         Raises:
             OSError: too late.
@@ -194,19 +198,20 @@ class _BoundedSocket(AssociationSocket):
             room[:at] = self._ahead[:at]
             del self._ahead[:at]
         connection = cast(socket.socket, self.socket)
-        while at < len(room):
+        waits_for_all = at > 0 or least == len(room)
+        while at < least:
             left_s = due - time.monotonic()
             if left_s <= 0:
-                log.warning("cut off %s: a PDU took too long to come in", self._peer)
-                raise TimeoutError(errno.ETIMEDOUT, "the PDU took too long")
-            got = self._receive_into(connection, room[at:], left_s)
+                raise self._too_late()
+            got = self._receive_into(connection, room[at:least] if waits_for_all else room, left_s, waits_for_all)
             if not got:  # the peer has hung up
                 self._break_off()
                 break
             at += got
+            waits_for_all = True
         return at
 
-    def _receive_into(self, connection: socket.socket, room: memoryview, left_s: float) -> int:
+    def _receive_into(self, connection: socket.socket, room: memoryview, left_s: float, waits_for_all: bool) -> int:
         if not self._kernel_waits:
             connection.settimeout(left_s)
             return connection.recv_into(room)
@@ -214,10 +219,13 @@ class _BoundedSocket(AssociationSocket):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left_s))
             self._receive_timeout_s = left_s
         try:
-            return connection.recv_into(room, 0, socket.MSG_WAITALL)
+            return connection.recv_into(room, 0, socket.MSG_WAITALL if waits_for_all else 0)
         except BlockingIOError as error:
-            log.warning("cut off %s: a PDU took too long to come in", self._peer)
-            raise TimeoutError(errno.ETIMEDOUT, "the PDU took too long") from error
+            raise self._too_late() from error
+
+    def _too_late(self) -> TimeoutError:
+        log.warning("cut off %s: a PDU took too long to come in", self._peer)
+        return TimeoutError(errno.ETIMEDOUT, "the PDU took too long")
 
     def put_back(self, content: bytes) -> None:
         self._ahead[:0] = content
@@ -280,8 +288,23 @@ class _BoundedDul(DULServiceProvider):
         self.to_user_queue = _Announced(self.has_news.set)
         self.to_provider_queue = _Announced(self._wake)
         self._run_loop_delay = 0.0  # it waits in `_is_transport_event`
+        self._refusals = b""  # of presentation contexts that pynetdicom is not bothered with
         self._waker: int | None = None
         self._waker_lock = threading.Lock()
+
+    def _decode_pdu(self, bytestream: bytearray) -> Any:
+        if bytestream[:1] == _ASSOCIATE_RQ:
+            supported = {str(one.abstract_syntax).encode() for one in self.assoc.acceptor.supported_contexts}
+            request, self._refusals = without_unsupported(bytes(bytestream), supported)
+            bytestream = bytearray(request)
+        return super()._decode_pdu(bytestream)
+
+    def _send(self, pdu: Any) -> None:
+        if self._refusals and isinstance(pdu, A_ASSOCIATE_AC) and self.socket is not None:
+            self.socket.send(with_refusals(pdu.encode(), self._refusals))
+            evt.trigger(self.assoc, evt.EVT_PDU_SENT, {"pdu": pdu})
+        else:
+            super()._send(pdu)
 
     def run_reactor(self) -> None:
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -318,27 +341,35 @@ class _BoundedDul(DULServiceProvider):
         """Read a PDU, having waited for it; False where something else is to be looked at first."""
         if self.state_machine.current_state == "Sta13":  # what the peer still says is read, and then hung up
             return super()._is_transport_event()
-        if not self.event_queue.empty():  # the reactor has something to do
+        if self.event_queue.queue:  # the reactor has something to do
             return False
         while self._is_readable():
             if not self._has_read_store():
                 return super()._is_transport_event()
             self._idle_timer.restart()
-            if self._kill_thread or not self.to_provider_queue.empty() or not self.event_queue.empty():
+            if self._is_called():
                 return True
         return False
 
     def _has_read_store(self) -> bool:
-        """Whether there was a part of a C-STORE."""
+        """Whether there was a part of a C-STORE: the rest of its data set, or as much as is to be read now."""
         if self.stores is None or self.state_machine.current_state != "Sta6":
             return False
         self._idle_timer.stop()  # storing an instance is not silence
+        connection = cast(_BoundedSocket, self.socket)
         try:
-            return self.stores.read_pdu(cast(_BoundedSocket, self.socket).next_due())
+            while self.stores.read_pdu(connection.next_due()):
+                if not self.stores.is_receiving or self._is_called():
+                    return True
         except OSError as error:
             log.warning("the connection of %s broke off: %s", self.assoc.requestor.address, error)
             self.event_queue.put("Evt17")  # transport connection closed (PS3.8 9.2)
             return True
+        return False
+
+    def _is_called(self) -> bool:
+        """Whether the reactor has something else to do. To look whether a queue holds something needs no lock."""
+        return self._kill_thread or bool(self.to_provider_queue.queue) or bool(self.event_queue.queue)
 
     def _is_readable(self) -> bool:
         """Wait for the peer, for something to send, or for a while."""

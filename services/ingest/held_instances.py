@@ -8,6 +8,7 @@ breaks off where the received bytes go on was torn by a power cut, and is replac
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -47,16 +48,16 @@ class HeldInstances:
         self._inputs: dict[frozenset[str], frozenset[Path]] = {}  # by the ids of all jobs that took a series in
 
     def holds(
-        self, named: Identifiers, data_set: memoryview, *, is_arriving: bool, tenant: str = DEFAULT_TENANT
+        self, path: Path, named: Identifiers, data_set: memoryview, *, is_arriving: bool, tenant: str = DEFAULT_TENANT
     ) -> bool:
         """Whether the instance is here, whole, and will be in a job's inputs or is: there is nothing to store.
 
         Args:
+            path: where it is to lie.
             data_set: as it came, encoded, without file meta.
             is_arriving: a job is receiving the series.
         """
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
-        path = self._store.instance_path(study, series, sop, tenant=tenant)
         stored = _data_set_of(path)
         if stored is None:
             return False
@@ -94,6 +95,8 @@ class HeldInstances:
 
 def _data_set_of(path: Path) -> memoryview | None:
     """The file without its file meta, which names each sender's own software; None where there is no file."""
+    if not os.access(path, os.F_OK):  # as most often; less work than an exception
+        return None
     try:
         content = mapped(path)
     except FileNotFoundError:

@@ -8,8 +8,8 @@ from services.store.study_store import is_uid
 
 _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
-_IDENTIFIERS = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)
-_FIRST_GROUP = 0x0008
+_IDENTIFIERS = frozenset((_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID))
+_FIRST_TAG = 0x00080000
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST_SEQUENCE = 8
@@ -18,6 +18,7 @@ _DEEPEST_SEQUENCE = 8
 _TAG_VR_LENGTH = struct.Struct("<HH2sH")
 _TAG_LENGTH = struct.Struct("<HHI")
 _LENGTH = struct.Struct("<I")
+_unpack_tag_vr_length = _TAG_VR_LENGTH.unpack_from
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 # fmt: off
 _SHORT_VRS = frozenset((
@@ -45,13 +46,23 @@ def scan_identifiers(data_set: memoryview, *, is_implicit_vr: bool) -> tuple[str
 
 def _scan(data_set: memoryview, is_implicit_vr: bool) -> tuple[str, str, str, str]:
     found: dict[int, str] = {}
-    at, last = 0, 0
+    at, last, before_last_header = 0, 0, len(data_set) - _LONGEST_HEADER
+    if is_implicit_vr and _looks_explicit(data_set):
+        raise _Unusual
     while True:
-        tag, vr, length, begin = _header(data_set, at, is_implicit_vr)
-        if tag <= last or tag >> 16 < _FIRST_GROUP or (at == 0 and is_implicit_vr and _looks_explicit(data_set)):
+        if is_implicit_vr or at > before_last_header:
+            tag, vr, length, begin = _header(data_set, at, is_implicit_vr)
+        else:  # what `_header` does: most elements that come by are such
+            group, element, vr, length = _unpack_tag_vr_length(data_set, at)
+            tag, begin = group << 16 | element, at + 8
+            if vr not in _SHORT_VRS:
+                tag, vr, length, begin = _header(data_set, at, is_implicit_vr)
+        if tag <= last or tag < _FIRST_TAG:
             raise _Unusual
         last = tag
-        if tag > _SERIES_INSTANCE_UID:
+        if tag in _IDENTIFIERS:
+            found[tag] = _uid(data_set, begin, length, vr)
+        elif tag > _SERIES_INSTANCE_UID:
             if len(found) < len(_IDENTIFIERS):
                 raise _Unusual
             return (
@@ -60,9 +71,11 @@ def _scan(data_set: memoryview, is_implicit_vr: bool) -> tuple[str, str, str, st
                 found[_STUDY_INSTANCE_UID],
                 found[_SERIES_INSTANCE_UID],
             )
-        if tag in _IDENTIFIERS:
-            found[tag] = _uid(data_set, begin, length, vr)
-        at = _end(data_set, begin, length, vr, is_implicit_vr, depth=0)
+        at = (
+            begin + length
+            if length != _UNDEFINED_LENGTH
+            else _end(data_set, begin, length, vr, is_implicit_vr, depth=0)
+        )
 
 
 def _header(data_set: memoryview, at: int, is_implicit_vr: bool) -> tuple[int, bytes, int, int]:
@@ -85,12 +98,12 @@ def _looks_explicit(data_set: memoryview) -> bool:
 
 
 def _uid(data_set: memoryview, begin: int, length: int, vr: bytes) -> str:
-    if vr not in (b"", b"UI") or length > 64:
+    if vr not in (b"", b"UI") or length > 64 or begin + length > len(data_set):
         raise _Unusual
-    value = bytes(data_set[begin : begin + length]).removesuffix(b"\0")
-    if len(value) < length - 1 or not value.isascii() or not is_uid(value.decode()):
+    value = str(data_set[begin : begin + length], "latin-1").removesuffix("\0")
+    if not is_uid(value):
         raise _Unusual
-    return value.decode()
+    return value
 
 
 def _end(data_set: memoryview, begin: int, length: int, vr: bytes, is_implicit_vr: bool, *, depth: int) -> int:

@@ -75,8 +75,12 @@ def read_identifiers(encoded: BinaryIO, transfer_syntax_uid: UID, *, with_announ
             stop_when=beyond,
             specific_tags=list(_NEEDED),
         )
+    except OSError as error:
+        if error.errno is not None:  # the disk's
+            raise
+        raise _cannot_be_parsed() from error  # pydicom's, of a sequence that is cut off
     except MALFORMED as error:
-        raise InputError("the data set cannot be parsed", code="input.malformed_data_set") from error
+        raise _cannot_be_parsed() from error
     announced = integer(found, "NumberOfSeriesRelatedInstances") if with_announcement else None
     return Identifiers(
         sop_class_uid=checked_uid(text(found, "SOPClassUID")),
@@ -85,3 +89,7 @@ def read_identifiers(encoded: BinaryIO, transfer_syntax_uid: UID, *, with_announ
         series_instance_uid=checked_uid(text(found, "SeriesInstanceUID")),
         announced_instances=announced if announced is not None and announced > 0 else None,
     )
+
+
+def _cannot_be_parsed() -> InputError:
+    return InputError("the data set cannot be parsed", code="input.malformed_data_set")

@@ -12,18 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import P_DATA
 
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
-from services.ingest.arriving_data_set import FRAGMENT_HEADER_BYTES, ArrivingDataSet
+from services.ingest.arriving_data_set import ArrivingDataSet
 from services.ingest.store_message import StoreRequest, parse_store_request, store_response
 from services.process_log import where_raised
 
 log = logging.getLogger(__name__)
 
 PDU_HEADER = struct.Struct(">BBL")  # type, a reserved byte, the length of the rest (PS3.8 section 9.3)
-_FRAGMENT_HEADER = struct.Struct(">LBB")  # PS3.8 9.3.5.1 and E.2
+_FRAGMENT_HEADER = struct.Struct(">LBB")  # length of the rest, presentation context, control (PS3.8 9.3.5.1, E.2)
+_HEADERS_BYTES = PDU_HEADER.size + _FRAGMENT_HEADER.size
+_FIRST_BYTES = 1024  # of a message: its command and the headers behind it are less
 _P_DATA_TF = 0x04
 _IS_COMMAND, _IS_LAST = 1, 2
 _TAKEN_AT_ONCE = frozenset(CT_STORAGE_SOP_CLASSES.values())
@@ -41,7 +44,7 @@ class ReceivedInstance:
     """What a C-STORE request asks to be kept, complete."""
 
     request: StoreRequest
-    transfer_syntax_uid: str
+    transfer_syntax_uid: UID
     data_set: ArrivingDataSet
 
 
@@ -51,8 +54,8 @@ AnswerStore = Callable[[Association, ReceivedInstance], StoreAnswer]
 class Connection(Protocol):
     """The transport, with every wait bounded; raises OSError."""
 
-    def fill(self, room: memoryview, due: float) -> int:
-        """Bytes received: fewer than there is room for where the peer has hung up."""
+    def receive(self, room: memoryview, least: int, due: float) -> int:
+        """Bytes received: fewer than `least` where the peer has hung up, more where they are there already."""
 
     def put_back(self, content: bytes) -> None:
         """To be received again, before what comes after it."""
@@ -141,28 +144,24 @@ class StoreReader:
         """
         if self._usual.is_receiving() or not self._association.is_established:
             return False
-        header = bytearray(PDU_HEADER.size)
-        got = self._connection.fill(memoryview(header), due)
-        kind, _, length = PDU_HEADER.unpack(header)
-        if got < len(header) or kind != _P_DATA_TF or not FRAGMENT_HEADER_BYTES <= length <= self._longest_pdu:
+        head = bytearray(_FIRST_BYTES if self._data_set is None else _HEADERS_BYTES)
+        got = self._receive(head, 0, PDU_HEADER.size, due)
+        kind, _, length = PDU_HEADER.unpack_from(head)
+        if got < PDU_HEADER.size or kind != _P_DATA_TF or not _FRAGMENT_HEADER.size <= length <= self._longest_pdu:
             self._hand_over()
-            self._connection.put_back(bytes(header[:got]))
+            self._connection.put_back(bytes(head[:got]))
             return False
+        if got < _HEADERS_BYTES:
+            got += self._receive(head, got, _HEADERS_BYTES - got, due)
+        size, context_id, control = _FRAGMENT_HEADER.unpack_from(head, PDU_HEADER.size)
         if self._data_set is None:
             self._in_hand.begin(self._association)
-            content = bytearray(length)
-            got = self._connection.fill(memoryview(content), due)
-            return self._took(bytes(header), bytes(content[:got]), length)
-        with self._data_set.room_for(length) as room:
-            got = self._connection.fill(room, due)
-            size, context_id, control = _FRAGMENT_HEADER.unpack_from(room)
-        if self._data_set is None:  # it broke off
-            return False
-        if got == length and size == length - 4 and context_id == self._context_id and not control & _IS_COMMAND:
-            self._data_set.keep(length)
-            self._grew(length - FRAGMENT_HEADER_BYTES, is_last=bool(control & _IS_LAST))
-            return True
-        return self._took(bytes(header), self._data_set.give_back(length)[:got], length)
+        elif size == length - 4 and context_id == self._context_id and not control & _IS_COMMAND:
+            return self._took_next(size - 2, due, is_last=bool(control & _IS_LAST))
+        self._connection.put_back(bytes(head[PDU_HEADER.size : got]))
+        content = bytearray(length)
+        got = self._receive(content, 0, length, due)
+        return self._took(bytes(head[: PDU_HEADER.size]), bytes(content[:got]), length)
 
     def rest(self) -> None:
         """Nothing has come for a while: what the data sets lay in is given back."""
@@ -174,6 +173,22 @@ class StoreReader:
         if self._data_set is not None:
             self._data_set.close()
         self._forget_message()
+
+    def _receive(self, into: bytearray, at: int, least: int, due: float) -> int:
+        with memoryview(into)[at:] as room:
+            return self._connection.receive(room, least, due)
+
+    def _took_next(self, count: int, due: float, *, is_last: bool) -> bool:
+        """The next fragment of a data set, alone in its PDU, and the headers behind it as far as they are there."""
+        assert self._data_set is not None
+        with self._data_set.room_for(count + (0 if is_last else _HEADERS_BYTES)) as room:
+            got = self._connection.receive(room, count, due)
+            self._connection.put_back(bytes(room[count:got]))
+        if self._data_set is None or got < count:  # it broke off
+            return False
+        self._data_set.keep(count)
+        self._grew(count, is_last=is_last)
+        return True
 
     def _took(self, header: bytes, content: bytes, length: int) -> bool:
         """A PDU that is not just the next fragment of a data set."""
@@ -240,7 +255,7 @@ class StoreReader:
         assert request is not None
         assert data_set is not None
         context_id = self._context_id
-        syntax = str(self._association._accepted_cx[context_id].transfer_syntax[0])
+        syntax = self._association._accepted_cx[context_id].transfer_syntax[0]
         self._forget_message()
         try:
             answer = self._answer(self._association, ReceivedInstance(request, syntax, data_set))
@@ -271,13 +286,13 @@ def _fragments_of(content: bytes) -> list[_Fragment]:
     """The PDVs of a P-DATA-TF; none where they do not fill it exactly."""
     found, at, whole = [], 0, memoryview(content)
     while at < len(content):
-        if at + FRAGMENT_HEADER_BYTES > len(content):
+        if at + _FRAGMENT_HEADER.size > len(content):
             return []
         size, context_id, control = _FRAGMENT_HEADER.unpack_from(content, at)
         end = at + 4 + size
         if size < 2 or end > len(content):
             return []
-        found.append(_Fragment(context_id, control, whole[at + FRAGMENT_HEADER_BYTES : end]))
+        found.append(_Fragment(context_id, control, whole[at + _FRAGMENT_HEADER.size : end]))
         at = end
     return found
 

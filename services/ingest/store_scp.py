@@ -290,7 +290,7 @@ class Listener:
         path = self._store.instance_path(study, series, sop, tenant=tenant)
         arriving = self._register.find(study, series, tenant)
         content = view(encoded)
-        if self._held.holds(named, content, is_arriving=arriving is not None, tenant=tenant):
+        if self._held.holds(path, named, content, is_arriving=arriving is not None, tenant=tenant):
             if arriving is not None:
                 self._register.touch(arriving, calling)
             self._note_taken_in(named, calling, path)

@@ -205,13 +205,13 @@ class StowReceiver:
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
         self._count_where_due()  # what was known of a job is old where the instance came slowly
         is_arriving = (study, series) in self._opened or self._jobs.is_receiving(study, series, tenant=self._tenant)
-        if self._held.holds(named, data_set, is_arriving=is_arriving, tenant=self._tenant):
+        path = self._store.instance_path(study, series, sop, tenant=self._tenant)
+        if self._held.holds(path, named, data_set, is_arriving=is_arriving, tenant=self._tenant):
             if not is_arriving:
                 return
         else:
             if not is_arriving:  # from here on nothing of the series is purged
                 self._open_receiving(study, series, arrivals=0)
-            path = self._store.instance_path(study, series, sop, tenant=self._tenant)
             try:
                 self._store.put_in_place(self._part, path)
             except OSError as error:

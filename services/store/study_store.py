@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -31,6 +34,8 @@ from services.settings import Settings
 from services.store.disk_room import FULL_ERRNOS, DiskRoom, no_room
 from services.store.durability import Durability, sync, sync_to_mount_point, sync_tree, sync_way
 from services.store.rows import DEFAULT_TENANT
+
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 
 def checked_uid(uid: str) -> str:
@@ -41,7 +46,7 @@ def checked_uid(uid: str) -> str:
 
 
 def is_uid(uid: str) -> bool:
-    return len(uid) <= 64 and uid.isascii() and all(map(str.isdigit, uid.split(".")))
+    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
 
 
 def relative_result_path(job_id: str, name: str) -> str:
@@ -66,6 +71,8 @@ class StudyStore:
         self._reserve_bytes = reserve_bytes
         self._arriving = self.data_dir / "arriving"
         self._arriving.mkdir(parents=True, exist_ok=True)
+        self._name = uuid.uuid4().hex
+        self._numbers = itertools.count()
         if self._is_written_through:
             sync_to_mount_point(self._arriving)
 
@@ -86,7 +93,7 @@ class StudyStore:
     ) -> Path:
         """`tenant` is one that `services.accounts.principal.checked_tenant` has seen."""
         root = self.data_dir if tenant == DEFAULT_TENANT else self.data_dir / "tenants" / tenant
-        return root.joinpath("received", checked_uid(study_instance_uid), checked_uid(series_instance_uid))
+        return _series_directory(root, study_instance_uid, series_instance_uid)
 
     def received_directories(self) -> Iterator[tuple[str, Path]]:
         """Of each tenant that was ever sent something, with its name: <study>/<series>/<sop>.dcm lie below."""
@@ -142,7 +149,7 @@ class StudyStore:
         Raises:
             StorageFull: the disk has no room.
         """
-        temporary = self._arriving / uuid.uuid4().hex
+        temporary = f"{self._arriving}/{self._name}-{os.getpid()}-{next(self._numbers)}"
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
@@ -152,17 +159,18 @@ class StudyStore:
                     os.close(descriptor)
                 self.put_in_place(temporary, final_path)
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             if error.errno in FULL_ERRNOS:
                 raise no_room() from error
             raise
 
-    def put_in_place(self, written: Path, final_path: Path) -> None:
+    def put_in_place(self, written: Path | str, final_path: Path) -> None:
         """Rename a complete file of the same file system."""
         if self._is_written_through:
-            sync(written)
+            sync(Path(written))
         try:
             os.replace(written, final_path)
         except FileNotFoundError:
@@ -293,6 +301,12 @@ class StudyStore:
 
     def remove_job(self, job_id: str) -> None:
         shutil.rmtree(self.job_directory(job_id), ignore_errors=True)
+
+
+@lru_cache(maxsize=64)
+def _series_directory(root: Path, study_instance_uid: str, series_instance_uid: str) -> Path:
+    """Of those that are arriving each is asked for with every instance."""
+    return root.joinpath("received", checked_uid(study_instance_uid), checked_uid(series_instance_uid))
 
 
 def _write_whole(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:

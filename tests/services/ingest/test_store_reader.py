@@ -245,10 +245,11 @@ def test_bytes_are_moved_once_and_the_database_is_left_alone(
     counted: Counter[str] = Counter()
     receive, write, parse = bounded_association._BoundedSocket._receive_into, os.writev, StoreReader._finish
 
-    def counting_receive(self, connection, room, left_s):  # type: ignore[no-untyped-def]
+    def counting_receive(self, connection, room, left_s, waits_for_all):  # type: ignore[no-untyped-def]
         counted["receive"] += 1
-        counted["received bytes"] += len(room)
-        return receive(self, connection, room, left_s)
+        got = receive(self, connection, room, left_s, waits_for_all)
+        counted["received bytes"] += got
+        return got
 
     def counting_write(descriptor, pieces):  # type: ignore[no-untyped-def]
         counted["write"] += 1
@@ -310,11 +311,8 @@ def test_a_data_set_is_the_sum_of_its_fragments(tmp_path: Path, pieces: list[tup
         piece = bytes([number]) * count
         if fills_a_pdu:
             with data_set.room_for(count + 6) as room:
-                room[:] = b"header" + piece
-            if number % 3 == 2:  # it turns out to be something else
-                assert data_set.give_back(count + 6) == b"header" + piece
-                continue
-            data_set.keep(count + 6)
+                room[:] = piece + b"header"  # of the next one
+            data_set.keep(count)
         else:
             data_set.write(piece)
         expected += piece
@@ -394,8 +392,6 @@ def test_identifiers_are_found_as_pydicom_finds_them(
             return read_identifiers(content, syntax, with_announcement=False)  # type: ignore[arg-type]
         except InputError as error:
             return error.code
-        except OSError as error:  # pydicom's, of a sequence that is cut off
-            return type(error)
 
     assert found(InMemory(memoryview(encoded))) == found(BytesIO(encoded))
 
