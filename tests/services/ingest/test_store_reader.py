@@ -417,7 +417,7 @@ def test_an_open_association_on_which_nothing_is_said_waits(receiving: Receiving
 def test_a_command_that_is_none_aborts_its_own_association(
     receiving: Receiving, command: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a Command Field, or with one that is nobody's: not by the exception that pynetdicom's thread ends with."""
+    """Without a Command Field, or with one that is nobody's; not by an exception that ends pynetdicom's thread."""
     peer = HostilePeer(receiving.port)
     assert peer.associate()[:1] == ACCEPT
     peer.send(pdu(4, fragment(command, is_command=True, is_last=True)))
