@@ -29,7 +29,7 @@ from benchmarks.side_by_side import side_by_side
 from services.embedded_redis import free_port
 
 SLICES = 400
-STALLED_SLICES = 25  # some stall for 40 ms at each
+STALLED_SLICES = 10  # some stall for 40 ms at each
 CROWD = 50  # associations, as many as are served at once as shipped
 _NO_DELAY = {"TCP_NODELAY": "1"}
 _LISTENER = "from services.ingest.listener import *; from services.settings import *; run_listener(Settings())"

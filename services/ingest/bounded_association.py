@@ -30,10 +30,12 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from services.dicom.headers import MALFORMED
 from services.ingest.arriving_data_set import ArrivingDataSet
 from services.ingest.proposed_contexts import with_refusals, without_unsupported
 from services.ingest.store_reader import AnswerStore, InHand, StoreReader
@@ -310,6 +312,9 @@ class _BoundedDul(DULServiceProvider):
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             super().run_reactor()
+        except InvalidEventError as error:  # an answer that was under way when the association was aborted
+            log.warning("ended the association with %s: %s", self.assoc.requestor.address, error)
+            cast(_BoundedSocket, self.socket).close()
         finally:
             with self._waker_lock:
                 os.close(self._waker)
@@ -443,13 +448,15 @@ class _BoundedDimse(DIMSEServiceProvider):
             if self.message is None:
                 self.arriving.begin()
             if (why := self._breaks_a_bound(len(fragment[1]))) is not None:
-                self._refused = True
-                self.message = None
-                cast(_BoundedSocket, self.dul.socket).refuse(why)
+                self._abort(why)
                 return
             one = P_DATA()
             one.presentation_data_value_list.append(fragment)
-            super().receive_primitive(one)
+            try:
+                super().receive_primitive(one)
+            except MALFORMED as error:  # of a command; the thread would end with it
+                self._abort(f"a message that cannot be read ({type(error).__name__})")
+                return
             if isinstance(self.message, C_STORE_RQ) and self.message._data_set_file is None:
                 self.message._data_set_file = cast(Any, ArrivingDataSet(self._bounds.directory))
 
@@ -469,6 +476,11 @@ class _BoundedDimse(DIMSEServiceProvider):
         message, self.message = self.message, None
         if message is not None and message._data_set_file is not None:
             message._data_set_file.close()
+
+    def _abort(self, why: str) -> None:
+        self._refused = True
+        self.message = None
+        cast(_BoundedSocket, self.dul.socket).refuse(why)
 
     def _breaks_a_bound(self, count: int) -> str | None:
         if (why := self.arriving.grow(count, is_instance=isinstance(self.message, C_STORE_RQ))) is not None:

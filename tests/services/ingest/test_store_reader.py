@@ -218,7 +218,6 @@ def _us(element: int, value: int) -> bytes:
 _SAMPLE = ct_series(1, size=8)[0]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # how pynetdicom ends on some
 def test_what_is_odd_is_answered_as_pynetdicom_answers_it(pair: Pair) -> None:
     said = [(name, sent) for name, sent in _oddities(_SAMPLE).items()]
     instances = ct_series(len(said), size=8)
@@ -412,3 +411,21 @@ def test_an_open_association_on_which_nothing_is_said_waits(receiving: Receiving
     wait_until(lambda: len(looks) >= 4)
     assert looks[3] - looks[1] > 0.3
     peer.close()
+
+
+@pytest.mark.parametrize("command", [_us(0x0110, 7) + _us(0x0800, 0x0101), _us(0x0100, 0x7777)])
+def test_a_command_that_is_none_aborts_its_own_association(
+    receiving: Receiving, command: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a Command Field, or with one that is nobody's; not by an exception that ends pynetdicom's thread."""
+    peer = HostilePeer(receiving.port)
+    assert peer.associate()[:1] == ACCEPT
+    peer.send(pdu(4, fragment(command, is_command=True, is_last=True)))
+    assert peer.receive_pdu()[:1] == b"\x07"  # A-ABORT
+    peer.close()
+    assert "a message that cannot be read" in caplog.text
+    other = HostilePeer(receiving.port)
+    assert other.associate()[:1] == ACCEPT
+    other.send(echo_request())
+    assert other.receive_pdu()[:1] == DATA
+    other.close()
