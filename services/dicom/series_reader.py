@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
@@ -21,12 +20,14 @@ from imaging.volume import CtVolume, Hu
 from services.dicom import reason_codes
 from services.dicom.headers import is_directory, read_header, text
 from services.dicom.image_plane import ImagePlane, is_multi_frame, planes_of
-from services.dicom.label_nifti import nifti_of
 from services.dicom.pixel_reader import read_hu
 from services.dicom.series_summary import SeriesInfo, SeriesSummary, inspect_headers, kind_of, modality_of
 from services.dicom.source_image import OnProgress, digest_of, refuse_too_many_voxels
 from services.dicom.stack_geometry import arrange, drop_localizers
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
 
 __all__ = ["SeriesInfo", "SeriesSummary", "SourceSeries", "inspect_headers", "read_series"]
 
@@ -85,6 +86,8 @@ class SourceSeries:
         return self.sop_instance_uids[min(max(index, 0), len(self.sop_instance_uids) - 1)]
 
     def nifti_image(self, labels: NDArray[Any]) -> Nifti1Image:
+        from services.dicom.label_nifti import nifti_of  # nibabel: the listener reads headers and needs none
+
         return nifti_of(labels, self.volume.affine_lps)
 
     def input_identity(self) -> dict[str, Any]:

@@ -12,14 +12,16 @@ import hashlib
 import math
 import resource
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
 from imaging.errors import InputTooLarge, Reason
 from imaging.volume import CtVolume
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
 
 MAX_VOXELS = 1_000_000_000  # of any volume that is read: 2 GB as int16
 _BYTES_PER_VOXEL = 12  # at least, of an analysis: HU twice, a probability, label map and masks
