@@ -38,7 +38,7 @@ def dicom_folder(volume: CtVolume, tmp_path: Path) -> Path:
 @pytest.fixture
 def segment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs the command in this process; returns the findings and the names of the files written."""
-    monkeypatch.setattr(models.cascade.Cascade, "load", lambda package, device, options: ThresholdSegmenter())
+    monkeypatch.setattr(models.cascade.Cascade, "load", lambda package, device, options, backend: ThresholdSegmenter())
 
     def run(path: Path, *options: str) -> tuple[dict[str, Any], set[str]]:
         output = tmp_path / "out"
