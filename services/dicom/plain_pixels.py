@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jpeg_ls
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.tag import BaseTag
@@ -127,6 +126,8 @@ def _only_fragment(path: Path, place: PixelDataPlace) -> bytes | None:
 
 
 def _by_charls(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | None:
+    import jpeg_ls  # in the process that decodes: a gateway has no need of it
+
     if not fragment.endswith(_JPEG_ENDS):
         return None  # CharLS looks for the end of a small image for a quarter of a minute
     content, about = jpeg_ls.decode_pixel_data(fragment)
