@@ -98,8 +98,8 @@ def test_an_instance_is_on_the_disk_before_its_sender_hears_success(tmp_path: Pa
     answered = 0
     for number, one in enumerate(slices):
         series = data / "received" / one.StudyInstanceUID / one.SeriesInstanceUID
-        written = place_of(calls, rf"fsync\(\d+<{data}/arriving/\w+>\)", answered)
-        renamed = place_of(calls, rf'rename.*"{data}/arriving/\w+.*{one.SOPInstanceUID}\.dcm"', written)
+        written = place_of(calls, rf"fsync\(\d+<{data}/arriving/[\w-]+>\)", answered)
+        renamed = place_of(calls, rf'rename.*"{data}/arriving/[\w-]+.*{one.SOPInstanceUID}\.dcm"', written)
         renamed = place_of(calls, rf"fsync\(\d+<{series}>\)", renamed) if number == 0 else renamed
         for folder in (series, series.parent, data / "received", data):
             renamed = place_of(calls, rf"fsync\(\d+<{folder}>\)", renamed)
@@ -136,7 +136,7 @@ def test_an_upload_is_on_the_disk_before_it_is_answered(
     accepted = place_of(calls, rf'{SENT}.*"HTTP/1\.1 202')
     before = calls[:accepted]
     file = place_of(before, rf"fsync\(\d+<{data}/arriving/\w+/\w+>\)")
-    folder = place_of(before, rf"fsync\(\d+<{data}/arriving/\w+>\)", file)
+    folder = place_of(before, rf"fsync\(\d+<{data}/arriving/[\w-]+>\)", file)
     moved = place_of(before, rf'rename.*"{data}/arriving/\w+".*"{job}/input"', folder)
     for one_folder in (job, data / "jobs", data):
         place_of(before, rf"fsync\(\d+<{one_folder}>\)", moved)
