@@ -58,7 +58,7 @@ def test_a_listener_killed_in_the_middle_of_an_association_loses_nothing_acknowl
     def send(part: list, *, kill_after: int | None = None) -> list[str]:  # type: ignore[type-arg]
         """Returns the SOP instances that were acknowledged."""
         ae = AE(ae_title="ORTHANC")
-        ae.dimse_timeout = 2  # a listener that was killed does not answer any more
+        ae.dimse_timeout = 10  # a listener that was killed does not answer any more
         ae.add_requested_context(CTImageStorage)
         association = ae.associate("127.0.0.1", embolens.dicom_port, ae_title="EMBOLENS")
         assert association.is_established

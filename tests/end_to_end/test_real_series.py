@@ -18,7 +18,7 @@ from pydicom import dcmread
 from tests.end_to_end.hospital import Orthanc, RunningEmbolens, storescu
 
 pytestmark = pytest.mark.timeout(400)
-MOVED_VOXELS = 5
+MOVED_VOXELS = 20
 
 
 def _as_zip(directory: Path, target: Path) -> Path:
@@ -40,7 +40,8 @@ def _as_nifti(directory: Path, target: Path) -> Path:
 def _compare(lesions: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
     assert len(lesions) == len(others)
     for one, other in zip(lesions, others, strict=True):
-        assert one["score"] == pytest.approx(other["score"], abs=2e-3)
+        # A rounded affine moves single voxels by 1 HU, and the networks' bf16 has three digits.
+        assert one["score"] == pytest.approx(other["score"], abs=0.01)
         assert one["volume_ml"] == pytest.approx(other["volume_ml"], rel=0.01, abs=0.003)
         assert one["centroid_lps_mm"] == pytest.approx(other["centroid_lps_mm"], abs=0.1)
         assert one["artery_level"] == other["artery_level"]
