@@ -9,24 +9,9 @@ import argparse
 import importlib
 from datetime import UTC, datetime
 
-from benchmarks import machine
+from benchmarks import BENCHMARKS, machine
 from benchmarks.report import keep, write_report
 from benchmarks.side_by_side import ROUNDS, console
-
-BENCHMARKS = (
-    "c_store_receive",
-    "series_reading",
-    "sliding_window",
-    "network_forward",
-    "result_making",
-    "seg_writing",
-    "whole_job",
-    "worker_memory",
-    "segment_reads",
-    "rest_upload",
-    "job_queue",
-    "start_up",
-)
 
 
 def main() -> None:

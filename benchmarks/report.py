@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import BENCHMARKS
 from benchmarks.page import Page, Row
 from benchmarks.pictures import bars, lines, number
 
@@ -37,7 +38,9 @@ def keep(page: Page) -> None:
 
 def document(pages: list[Page]) -> str:
     """Markdown."""
-    return "\n".join([_HEAD, *(line for page in pages for line in _section(page))]).rstrip() + "\n"
+    missing = [name for name in BENCHMARKS if name not in {page.name for page in pages}]
+    not_yet = [f"Written, and not measured yet: {', '.join(missing)}.\n"] if missing else []
+    return "\n".join([_HEAD, *not_yet, *(line for page in pages for line in _section(page))]).rstrip() + "\n"
 
 
 def pictures(pages: list[Page]) -> dict[str, str]:

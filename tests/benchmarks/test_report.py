@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks import BENCHMARKS
 from benchmarks.page import Figure, Floor, Goal, Growth, Page, Row
 from benchmarks.report import DOCUMENT, PAGES, document, pictures, read_pages
 from benchmarks.side_by_side import side_by_side
@@ -76,7 +76,7 @@ def test_the_document_is_made_of_the_kept_pages() -> None:
         assert (PAGES / name).read_text("utf-8") == picture
 
 
-def test_every_benchmark_can_be_run_and_has_been() -> None:
+def test_every_benchmark_can_be_run_and_every_page_is_of_one() -> None:
     for name in BENCHMARKS:
         assert callable(importlib.import_module(f"benchmarks.{name}").measure)
-    assert {page.name for page in read_pages()} == set(BENCHMARKS)
+    assert {page.name for page in read_pages()} <= set(BENCHMARKS)
