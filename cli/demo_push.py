@@ -35,7 +35,7 @@ def push_series(
         association = requestor.associate(host, port, ae_title=called_ae_title)
         # pynetdicom's own loop may take an answer that comes at once for a request of the peer: it is not to look.
         take = association.dimse.get_msg
-        association.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
+        association.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)  # type: ignore[method-assign]
         if not association.is_established:
             raise DeliveryError(f"{called_ae_title} at {host}:{port} accepts no association", code="demo.push")
         try:
