@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -171,6 +170,8 @@ def _monai(
     network: torch.nn.Module, window: Sequence[int], overlap: float, batch: int, mode: str
 ) -> Callable[[Tensor], Tensor]:
     """(z, y, x) -> probabilities (2, z, y, x)."""
+    from monai.inferers.inferer import SlidingWindowInferer  # a peer: of `make bench` alone
+
     inferer = SlidingWindowInferer(roi_size=window, sw_batch_size=batch, overlap=overlap, mode=mode)
 
     def run(volume: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
 
 from imaging.errors import DeliveryError
+from services.requestor import Requestor
 
 _ASSOCIATIONS = 2
 
@@ -30,12 +30,9 @@ def push_series(
     """
 
     def send_share(share: Sequence[Path]) -> None:
-        requestor = AE(calling_ae_title)
+        requestor = Requestor(calling_ae_title)
         requestor.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
         association = requestor.associate(host, port, ae_title=called_ae_title)
-        # pynetdicom's own loop may take an answer that comes at once for a request of the peer: it is not to look.
-        take = association.dimse.get_msg
-        association.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)  # type: ignore[method-assign]
         if not association.is_established:
             raise DeliveryError(f"{called_ae_title} at {host}:{port} accepts no association", code="demo.push")
         try:

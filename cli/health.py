@@ -42,13 +42,13 @@ def _listener_echoes(settings: Settings) -> bool:
     """C-ECHO, PS3.4 Annex A."""
     import ssl
 
-    from pynetdicom import AE
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
     from cli.supervisor import reachable
+    from services.requestor import Requestor
     from services.transport_security import sender_context
 
-    requestor = AE(settings.ae_title)  # which the listener lets in from its own machine
+    requestor = Requestor(settings.ae_title)  # which the listener lets in from its own machine
     requestor.connection_timeout = requestor.acse_timeout = requestor.dimse_timeout = _PATIENCE_S
     requestor.add_requested_context(Verification)
     host = reachable(settings.dicom_host)

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from pydicom.uid import UID
-from pynetdicom import AE, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 
 from imaging.errors import DeliveryError
 from services.delivery.destinations import Node
+from services.requestor import Requestor
 
 CONNECTION_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 60.0
@@ -35,7 +36,7 @@ def association_with(
     Raises:
         DeliveryError: there is none to be had.
     """
-    ae = AE(ae_title=calling_ae_title)
+    ae = Requestor(ae_title=calling_ae_title)
     ae.connection_timeout = CONNECTION_TIMEOUT_S
     ae.acse_timeout = CONNECTION_TIMEOUT_S
     ae.dimse_timeout = REPLY_TIMEOUT_S

@@ -21,6 +21,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made when th
 from imaging.errors import NodeUnavailable
 from services.delivery.destinations import Node
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
+from services.requestor import Requestor
 from services.retrieve.found import (
     FoundSeries,
     FoundStudy,
@@ -210,7 +211,7 @@ class DicomArchive:
         self, sop_class_uid: str, *, store: Callable[[Event], Dataset] | None = None
     ) -> Iterator[Association]:
         node = self._node
-        ae = AE(ae_title=self._our_ae_title)
+        ae = Requestor(ae_title=self._our_ae_title)
         ae.connection_timeout = ae.acse_timeout = _CONNECTION_TIMEOUT_S
         ae.dimse_timeout = ae.network_timeout = _ANSWER_TIMEOUT_S if sop_class_uid == _FIND else _FETCH_TIMEOUT_S
         ae.maximum_pdu_size = _MAX_PDU_BYTES
@@ -224,7 +225,7 @@ class DicomArchive:
             node.host,
             node.port,
             ae_title=node.ae_title,
-            ext_neg=roles,  # type: ignore[arg-type]  # a list of one of the kinds that it may hold
+            ext_neg=roles,
             evt_handlers=handlers,
             tls_args=None if self._tls is None else (self._tls, node.host),
         )

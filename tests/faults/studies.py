@@ -12,12 +12,12 @@ import httpx
 import numpy as np
 from pydicom import dcmread
 from pydicom.uid import generate_uid
-from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from imaging.volume import CtVolume
 from services.dicom.ct_series_writer import write_ct_series
 from services.dicom.file_meta import mapped, read_file_meta
+from services.requestor import Requestor
 from tests.services.dicom.made_series import axial_affine
 from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU
 
@@ -76,7 +76,7 @@ def push(study: Study, dicom_port: int, *, slice_pause_s: float = 0.0, give_up_s
 
 
 def _push_the_rest(study: Study, dicom_port: int, slice_pause_s: float) -> bool:
-    ae = AE(ae_title="CT1")
+    ae = Requestor(ae_title="CT1")
     ae.dimse_timeout, ae.acse_timeout, ae.network_timeout, ae.connection_timeout = _DIMSE_TIMEOUT_S, 5, 60, 5
     ae.add_requested_context(CTImageStorage)
     association = ae.associate("127.0.0.1", dicom_port, ae_title="EMBOLENS")

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from pydicom import dcmread
-from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
+from services.requestor import Requestor
 from tests.faults.conftest import MakeStudies
 from tests.faults.invariants import check
 from tests.faults.pacs import CountingPacs
@@ -64,7 +64,7 @@ def test_a_listener_told_to_end_answers_the_instance_in_hand(
     system: System, make_studies: MakeStudies, pacs: CountingPacs
 ) -> None:
     (study,) = make_studies(1)
-    ae = AE(ae_title="CT1")
+    ae = Requestor(ae_title="CT1")
     ae.add_requested_context(CTImageStorage)
     association = ae.associate("127.0.0.1", system.dicom_port, ae_title="EMBOLENS")
     holder = sqlite3.connect(system.data_dir / "embolens.sqlite", isolation_level=None, check_same_thread=False)

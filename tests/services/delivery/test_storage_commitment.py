@@ -17,6 +17,7 @@ from services.delivery.relay import Relay
 from services.delivery.storage_commitment import CommitmentReports
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.store_scp import Listener
+from services.requestor import Requestor
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobStore, utc_now
@@ -282,7 +283,7 @@ def test_a_report_by_another_node_changes_nothing(
     relay.deliver_due()
     answers = {}
     for ae_title in ("STRANGER", "PACS"):
-        ae = AE(ae_title)
+        ae = Requestor(ae_title)
         ae.add_requested_context(StorageCommitmentPushModel)
         role = build_role(StorageCommitmentPushModel, scp_role=True)
         association = ae.associate("127.0.0.1", listener.port, ext_neg=[role])

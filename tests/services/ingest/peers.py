@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE
 from pynetdicom.association import Association
 
 from services.delivery.storage_commitment import CommitmentReports
 from services.embedded_redis import free_port
 from services.ingest.intake_rules import AssociationRules, IntakeRules
 from services.ingest.store_scp import Listener
+from services.requestor import Requestor
 from services.settings import Settings
 from services.store.database import Database
 from services.store.jobs import JobFilter, JobStore
@@ -79,7 +79,7 @@ def save(slices: list[Dataset], directory: Path) -> list[Path]:
 
 @contextmanager
 def association(port: int, *, calling_ae_title: str = "CT1", sop_class: str = CTImageStorage) -> Iterator[Association]:
-    ae = AE(ae_title=calling_ae_title)
+    ae = Requestor(ae_title=calling_ae_title)
     ae.add_requested_context(sop_class, ExplicitVRLittleEndian)
     ae.add_requested_context("1.2.840.10008.1.1")
     opened = ae.associate("127.0.0.1", port, ae_title="EMBOLENS")

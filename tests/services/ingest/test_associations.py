@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
-from pynetdicom import AE
 from pynetdicom.association import Association
 
 from imaging.errors import ConfigurationError
 from services.ingest.intake_rules import AssociationRules, IntakeRules
 from services.ingest.known_peers import KnownPeers
+from services.requestor import Requestor
 from services.settings import Settings
 from services.store.database import Database
 from services.transport_security import listener_context
@@ -43,7 +43,7 @@ def start(settings: Settings, database: Database) -> Iterator[Start]:
 
 
 def associate(port: int, *, calling: str = "CT1", called: str = "EMBOLENS") -> Association:
-    ae = AE(ae_title=calling)
+    ae = Requestor(ae_title=calling)
     ae.add_requested_context("1.2.840.10008.1.1")
     opened = ae.associate("127.0.0.1", port, ae_title=called)
     if opened.is_established:

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from services.audit.message import AuditMessage
 from services.audit.written import written_messages
 from services.ingest.intake_rules import AssociationRules, IntakeRules
+from services.requestor import Requestor
 from services.settings import Settings
 from services.store.database import Database
 from tests.services.ingest.peers import Receiving, association, ct_series, push, wait_until
@@ -62,7 +62,7 @@ def test_rejected_associations_are_alerts_the_same_ones_only_once_a_minute(
     rules = IntakeRules(associations=AssociationRules(calling_ae_titles=("CT1",)))
     receiving = Receiving(settings, database, rules)
     try:
-        ae = AE(ae_title="STRANGER")
+        ae = Requestor(ae_title="STRANGER")
         ae.add_requested_context(CTImageStorage)
         for _ in range(3):
             assert ae.associate("127.0.0.1", receiving.port, ae_title="EMBOLENS").is_rejected

@@ -23,13 +23,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     MRImageStorage,
 )
-from pynetdicom import AE
 
 from imaging.errors import InputError, StorageFull
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.identifiers import read_identifiers
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.storage_status import storage_status
+from services.requestor import Requestor
 from services.settings import Settings
 from services.store.database import Database
 from tests.services.ingest.peers import Receiving, association, ct_series, push, save, wait_until
@@ -89,7 +89,7 @@ def test_dcmtk_is_answered_and_its_series_received(
 
 @pytest.mark.parametrize("sop_class", [MRImageStorage, "1.2.840.10008.5.1.4.1.1.88.33"])
 def test_another_modality_is_refused_when_contexts_are_negotiated(receiving: Receiving, sop_class: str) -> None:
-    ae = AE("MR1")
+    ae = Requestor("MR1")
     ae.add_requested_context(sop_class)
     opened = ae.associate("127.0.0.1", receiving.port)
     assert not opened.accepted_contexts
@@ -97,7 +97,7 @@ def test_another_modality_is_refused_when_contexts_are_negotiated(receiving: Rec
 
 
 def test_every_ct_class_is_accepted_in_every_transfer_syntax(receiving: Receiving) -> None:
-    ae = AE("CT1")
+    ae = Requestor("CT1")
     for sop_class in CT_STORAGE_SOP_CLASSES.values():
         for transfer_syntax in ACCEPTED_TRANSFER_SYNTAXES:
             ae.add_requested_context(sop_class, transfer_syntax)
@@ -185,7 +185,7 @@ def test_a_series_is_not_complete_while_an_association_is_open(receiving: Receiv
 
 def test_an_aborted_association_does_not_hold_its_series_back(receiving: Receiving) -> None:
     slices = ct_series(3)
-    ae = AE("CT1")
+    ae = Requestor("CT1")
     ae.add_requested_context(slices[0].SOPClassUID, ExplicitVRLittleEndian)
     opened = ae.associate("127.0.0.1", receiving.port)
     for one in slices:
@@ -284,7 +284,7 @@ def test_compressed_instances_are_kept_in_their_transfer_syntax(shared_data: Pat
         sent = dcmread(file)
         if sent.file_meta.TransferSyntaxUID not in ACCEPTED_TRANSFER_SYNTAXES:
             continue  # retired processes of JPEG
-        ae = AE("CT1")
+        ae = Requestor("CT1")
         ae.add_requested_context(sent.SOPClassUID, sent.file_meta.TransferSyntaxUID)
         opened = ae.associate("127.0.0.1", receiving.port)
         assert opened.send_c_store(sent).Status == 0x0000, file.name

@@ -1,0 +1,63 @@
+"""An answer that comes at once is not lost."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when the module is loaded
+
+from services.requestor import Requestor
+from tests.services.ingest.peers import wait_until
+
+
+class LatePause(threading.Event):
+    """Where pynetdicom's loop pauses: it has passed it, once, and goes on only when the answer is there."""
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self.set()
+        self.is_passed = threading.Event()
+        self._messages: Any = association.dimse.msg_queue
+
+    def wait(self, timeout: float | None = None) -> bool:
+        passed = super().wait(timeout)
+        if not self.is_passed.is_set():
+            self.is_passed.set()
+            wait_until(lambda: not self._messages.empty())
+        return passed
+
+
+@pytest.mark.parametrize(("entity", "is_answered"), [(AE, False), (Requestor, True)])
+def test_an_answer_that_comes_before_the_loop_has_paused_is_the_senders(entity: type[AE], is_answered: bool) -> None:
+    acceptor = AE()
+    acceptor.add_supported_context(Verification)
+    server = acceptor.start_server(("127.0.0.1", 0), block=False)
+    requestor = entity()
+    requestor.dimse_timeout = 1
+    requestor.add_requested_context(Verification)
+    association = requestor.associate("127.0.0.1", server.server_address[1])
+    pause = LatePause(association)
+    # The loop looks first.
+    read, answers = association.dimse.get_msg, threading.Event()
+
+    def read_after_the_loop(block: bool = False) -> Any:
+        if block:
+            answers.wait(5)
+            return read(True)
+        taken = read(False)
+        if pause.is_passed.is_set():
+            answers.set()
+        return taken
+
+    association.dimse.get_msg = read_after_the_loop  # type: ignore[method-assign]
+    try:
+        association._reactor_checkpoint = pause
+        assert pause.is_passed.wait(5)
+        assert bool(association.send_c_echo()) is is_answered
+    finally:
+        association.abort()
+        server.shutdown()
