@@ -3,8 +3,8 @@
 # bind to loopback alone, and a test that tries to reach the outside must fail. Its mounts are its own too: tests that
 # fill a disk mount a small one, which is gone with them.
 #
-# Without arguments all tests run, those in tests/faults beside the others: most of their time is waiting for what they
-# broke to come back.
+# Without arguments all tests run, in two lanes beside each other: those in tests/faults and tests/services, most of whose
+# time is waiting (for what they broke to come back, for peers), and all others.
 set -eu
 if [ "$(id -u)" = 0 ]; then own="unshare --net --mount"; else own="unshare --net --mount --map-root-user"; fi
 run_pytest() {
@@ -16,12 +16,17 @@ if [ $# -gt 0 ]; then
     exit
 fi
 said=$(mktemp)
-run_pytest tests/faults >"$said" 2>&1 &
-faults=$!
-trap 'kill "$faults" 2>/dev/null || true; rm -f "$said"' EXIT
+(
+    status=0
+    run_pytest tests/faults || status=$?
+    run_pytest tests/services || status=$?
+    exit "$status"
+) >"$said" 2>&1 &
+lane=$!
+trap 'kill "$lane" 2>/dev/null || true; rm -f "$said"' EXIT
 status=0
-run_pytest --ignore=tests/faults || status=$?
-echo "The tests in tests/faults:"
-wait "$faults" || status=$?
+run_pytest --ignore=tests/faults --ignore=tests/services || status=$?
+echo "The tests in tests/faults and tests/services:"
+wait "$lane" || status=$?
 cat "$said"
 exit "$status"

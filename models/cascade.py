@@ -22,6 +22,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,8 +325,10 @@ class Cascade:
     ) -> tuple[NDArray[np.uint16], Mask, NDArray[np.uint8], Findings]:
         canonical, region = scan.canonical, scan.region
         part = cropped(canonical, region.box)
-        artery_part, artery_hu, warnings = self._artery(scan, part, embolus, artery)
-        probability = scan.grid.restore(embolus)
+        with ThreadPoolExecutor(1, "artery") as beside:
+            of_artery = beside.submit(self._artery, scan, part, embolus, artery)
+            probability = scan.grid.restore(embolus)
+            artery_part, artery_hu, warnings = of_artery.result()
         if self._second_pass is not None:
             probability = looked_at_again(probability, part, self._finer_look, self._second_pass, progress)
         found = find_lesions(probability, artery_part, part, self._thresholds, min_score=min_score)

@@ -80,14 +80,15 @@ def write_results(
     """
     findings = completed_findings(result.findings, identity, source)
     result = replace(result, findings=findings)
-    with _arriving(directory) as arriving:
-        save_nifti(source.nifti_image(result.embolus_labelmap), arriving / MASK_FILE)
-        save_nifti(source.nifti_image(result.artery), arriving / ARTERY_FILE)
+    # Pictures are made, and all is compressed, without the GIL.
+    with _arriving(directory) as arriving, ThreadPoolExecutor(2, "result") as beside:
+        masks = beside.submit(_write_masks, source, result, arriving)
         preview = preview_picture(source.volume, result)
         preview.save(arriving / PREVIEW_FILE, format="PNG", compress_level=6)
         objects = {}
         if isinstance(source, SourceSeries):
-            objects = _write_objects(source, result, preview, arriving, identity, seg_options)
+            objects = _write_objects(source, result, preview, arriving, identity, seg_options, beside)
+        masks.result()
         _write_json(findings, arriving / FINDINGS_FILE)
     return ResultFiles(
         directory=directory,
@@ -125,6 +126,11 @@ def write_not_analysable(
     )
 
 
+def _write_masks(source: SourceImage, result: SegmentationResult, directory: Path) -> None:
+    save_nifti(source.nifti_image(result.embolus_labelmap), directory / MASK_FILE)
+    save_nifti(source.nifti_image(result.artery), directory / ARTERY_FILE)
+
+
 def _write_objects(
     source: SourceSeries,
     result: SegmentationResult,
@@ -132,22 +138,20 @@ def _write_objects(
     directory: Path,
     identity: ResultIdentity,
     seg_options: SegOptions,
+    beside: ThreadPoolExecutor,
 ) -> dict[ResultKind, tuple[SopInstance, ...]]:
     headers, findings = reference_headers(source), result.findings
-    with ThreadPoolExecutor(1, "segmentation and report") as beside:  # pictures are made and compressed without the GIL
-        segmentation_and_report = beside.submit(
-            _write_seg_and_sr, source, result, headers, directory, identity, seg_options
-        )
-        shown = findings.reported[:MOST_KEY_IMAGES]
-        emboli = embolus_pictures(source.volume, result, shown)
-        key_images = [
-            (overview_picture(preview, findings), None),
-            *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
-        ]
-        pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
-        pictures = write_key_images(key_images, headers[0], findings, directory, identity=identity)
-        document = write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity)
-        seg, sr = segmentation_and_report.result()
+    seg_and_sr = beside.submit(_write_seg_and_sr, source, result, headers, directory, identity, seg_options)
+    shown = findings.reported[:MOST_KEY_IMAGES]
+    emboli = embolus_pictures(source.volume, result, shown)
+    key_images = [
+        (overview_picture(preview, findings), None),
+        *zip(emboli, (lesion.sop_instance_uid for lesion in shown), strict=True),
+    ]
+    pdf = report_pdf(findings, [preview, *emboli], headers[0], identity)
+    pictures = write_key_images(key_images, headers[0], findings, directory, identity=identity)
+    document = write_report(pdf, headers, findings, directory / REPORT_FILE, identity=identity)
+    seg, sr = seg_and_sr.result()
     return {
         ResultKind.SEG: () if seg is None else (seg,),
         ResultKind.SR: (sr,),

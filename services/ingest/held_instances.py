@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from imaging.errors import InputError, NotFound
 from services.dicom.file_meta import mapped, read_file_meta
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
@@ -61,12 +63,12 @@ class HeldInstances:
         stored = _data_set_of(path)
         if stored is None:
             return False
-        if len(stored) < len(data_set) and data_set[: len(stored)] == stored:
+        if len(stored) < len(data_set) and _equal(data_set[: len(stored)], stored):
             log.warning("instance %s lies torn on disk and is replaced", sop)
             return False
         if not (is_arriving or self._was_taken_in(study, series, tenant, path)):
             return False
-        if stored != data_set:
+        if not _equal(stored, data_set):
             log.warning("instance %s came again with different content; the first one stays", sop)
         self._store.write_through(path)
         return True
@@ -91,6 +93,11 @@ class HeldInstances:
         for job_id in job_ids:
             with suppress(NotFound):  # its directory is gone
                 yield from self._store.read_inputs(job_id)
+
+
+def _equal(one: memoryview, other: memoryview) -> bool:
+    """As `==`, which takes both apart byte by byte."""
+    return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
 
 
 def _data_set_of(path: Path) -> memoryview | None:

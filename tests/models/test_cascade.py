@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,22 @@ import torch
 from scipy import ndimage
 
 from imaging.errors import ConfigurationError
+from imaging.geometry import Box, WorkingGrid
+from imaging.lesions import LesionThresholds, find_lesions
 from imaging.phantom import Phantom, make_phantom
 from imaging.result import SegmentationResult
+from imaging.volume import CtVolume
+from imaging.windows import aanet_input
+from models.aanet import AANet, EmbolusAndArtery
 from models.cascade import Cascade
 from models.cascade_options import CascadeOptions, Ensemble, Mode
-from models.packages import default_package_directory, load_package
+from models.packages import default_package_directory, load_network, load_package
 from models.second_pass import SecondPassSettings
 
 pytestmark = pytest.mark.timeout(300)
+
+_PART_ZYX = (128, 160, 160)
+_THRESHOLDS = LesionThresholds(voxel=0.3, score=0.5, min_volume_ml=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,39 @@ def test_a_second_pass_runs_that_the_package_does_not_have(phantom: Phantom) -> 
     twice = _segment(phantom, CascadeOptions(mode=Mode.VESSEL, second_pass=finer))
     assert [lesion.score for lesion in twice.findings.lesions] != [lesion.score for lesion in once.findings.lesions]
     assert np.count_nonzero((twice.embolus_labelmap > 0) & (once.embolus_labelmap > 0)) > 0
+
+
+def test_fitted_windows_in_half_precision_say_what_plain_ones_in_full_precision_say(phantom: Phantom) -> None:
+    """Windows of one size at fixed steps, torch in float32, nothing skipped, over a part of the scan."""
+    cascade = Cascade.load(default_package_directory(), device="cpu", threads=2)
+    emboli = np.argwhere(phantom.embolus_labelmap > 0)
+    middle = np.round((emboli.min(axis=0) + emboli.max(axis=0)) / 2 * phantom.volume.spacing_zyx_mm).astype(int)
+    whole = Box((0, 0, 0), phantom.volume.shape_zyx)
+    grid = WorkingGrid.over(phantom.volume, whole, 1.0)
+    start = np.clip(middle - np.array(_PART_ZYX) // 2, 0, np.array(grid.shape_zyx) - _PART_ZYX)
+    z, y, x = (slice(begin, begin + count) for begin, count in zip(start, _PART_ZYX, strict=True))
+    part = CtVolume(grid.resample(phantom.volume.hu)[z, y, x], np.eye(4))
+
+    fitted, _ = cascade.volume_logits(part.hu, lambda share: None)
+    aanet = load_network(cascade.package, "aanet").eval()
+    assert isinstance(aanet, AANet)
+    network = EmbolusAndArtery(aanet)
+    volume = torch.from_numpy(aanet_input(part.hu))
+    total, count = torch.zeros(_PART_ZYX), torch.zeros(_PART_ZYX)
+    with torch.inference_mode():
+        for y_start, x_start in itertools.product((0, _PART_ZYX[1] - 128), (0, _PART_ZYX[2] - 128)):
+            window = (slice(None), slice(y_start, y_start + 128), slice(x_start, x_start + 128))
+            total[window] += torch.sigmoid(network(volume[window][None, None]))[0, 0]
+            count[window] += 1
+    plain = (total / count).numpy()
+
+    ours = torch.sigmoid(fitted).numpy()
+    found, expected = ours >= _THRESHOLDS.voxel, plain >= _THRESHOLDS.voxel
+    assert np.count_nonzero(expected) > 500, "there is something to find"
+    assert 2 * np.count_nonzero(found & expected) / (np.count_nonzero(found) + np.count_nonzero(expected)) > 0.95
+    everywhere = np.ones(_PART_ZYX, dtype=bool)
+    listed, meant = (find_lesions(one, everywhere, part, _THRESHOLDS, min_score=None).lesions for one in (ours, plain))
+    assert len(listed) == len(meant) > 0
 
 
 def test_without_the_3d_network_no_artery_is_claimed_and_contrast_is_said_not_to_be_known(phantom: Phantom) -> None:

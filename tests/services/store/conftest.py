@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,13 +23,13 @@ def postgresql_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> Iterator[Database]:
     """An empty, migrated database."""
     if request.param == "sqlite":
-        database = Database(f"sqlite:///{tmp_path / 'embolens.sqlite'}")
+        database = Database(f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'embolens.sqlite')}")
     else:
         database = Database(request.getfixturevalue("postgresql_url"))
-    database.upgrade()
+        database.upgrade()
     yield database
     if not database.is_sqlite:
         with database.write() as session:
