@@ -7,12 +7,14 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def description() -> str:
@@ -64,6 +66,13 @@ def matrix_flops_per_s(dtype: torch.dtype = torch.float32) -> float:
     side = 2048
     left, right = torch.rand(side, side, dtype=dtype), torch.rand(side, side, dtype=dtype)
     return 2 * side**3 / _best_of(lambda: left @ right)
+
+
+def flops_of(network: nn.Module, shape: Sequence[int]) -> int:
+    """Of one forward of an input of this shape, in eager PyTorch."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(*shape))
+    return int(counter.get_total_flops())
 
 
 def _best_of(run: Callable[[], object], times: int = 5) -> float:

@@ -7,7 +7,6 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 from benchmarks.page import Floor, Goal, Growth, Page, Row
@@ -61,7 +60,7 @@ def _row(what: str, network: nn.Module, compiled: CompiledNetwork, shape: tuple[
         {_OURS: run(compiled), _EAGER: run(network), _AUTOCAST: run(autocast)}, rounds=rounds, unit="s"
     )
     ours, eager = figures[_OURS], figures[_EAGER]
-    flops = _flops(network, x)
+    flops = machine.flops_of(network, x.shape)
     return Row(
         what=what,
         unit="s",
@@ -74,12 +73,6 @@ def _row(what: str, network: nn.Module, compiled: CompiledNetwork, shape: tuple[
         ),
         goals=(Goal(says="at least 3.4 times as fast as float32", met=eager.median >= 3.4 * ours.median),),
     )
-
-
-def _flops(network: nn.Module, x: Tensor) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(x)
-    return int(counter.get_total_flops())
 
 
 def _window_seconds(compiled: CompiledNetwork, edge: int, rounds: int) -> float:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import matrix_flops_per_s, version
+from benchmarks.machine import flops_of, matrix_flops_per_s, version
 from benchmarks.page import Figure, Floor, Goal, Growth, Page, Row
 from benchmarks.side_by_side import console, seconds, side_by_side
 from imaging.geometry import Box, cropped
@@ -106,9 +105,7 @@ def measure(rounds: int) -> Page:
         "published scheme": _logits(_published(scan.volume, eager)),
         "placed the same": scan.ours(_plain(cascade, eager)),
     }
-    with torch.inference_mode(), FlopCounterMode(display=False) as counted:
-        eager(torch.zeros(1, 1, 64, 64, 64))
-    flops_per_voxel = counted.get_total_flops() / 64**3
+    flops_per_voxel = flops_of(eager, (1, 1, 64, 64, 64)) / 64**3
     floor = Floor(
         value=flops_per_voxel * half_volume.numel() / matrix_flops_per_s(torch.bfloat16),
         why="FLOPs of the box's voxels, once, over the measured bf16 matrix rate",
