@@ -36,8 +36,8 @@ from worker.held_lease import HeldLease
 from worker.job_progress import JobProgress
 
 _ONE_BY_ONE = 40
-_SPIN_S, _SPUN_JOBS = 0.5, 8
-_SLEPT_S, _JOBS_EACH = 1.0, 4
+_SPIN_S, _SPUN_JOBS = 2.0, 8
+_SLEPT_S, _JOBS_EACH = 3.0, 4
 _WORKERS = (1, 8, 32)
 _WAITING = (10, 1_000, 10_000)
 _STARTS_LOOKED_AT = 10
@@ -317,9 +317,9 @@ _HOW = """\
 Real worker processes (Celery, one process in the pool) on the embedded Redis and SQLite, with a segmenter that needs
 no network: small volumes are read, masked, written and finished as in every job. Start: each of 40 jobs is submitted
 when the one before has ended; the time runs from before its row is made until the worker's claim. Two workers: jobs
-that keep one core busy for half a second, first start to last end; on a machine with two cores nothing else may run
-beside them. Simulated GPU workers: processes that ask of the database what a worker asks (next in line, claim, lease,
-progress of six stages, end) and sleep for a second meanwhile; linear means that 32 workers end 32 times as many jobs
-in the same time. Waiting jobs: the pause between a job's end and the next one's start, with as many rows and messages
-queued.
+that keep one core busy for two seconds, less than any real one, first start to last end; on a machine with two cores
+nothing else may run beside them. Simulated GPU workers: processes that ask of the database what a worker asks (next in
+line, claim, lease, progress of six stages, end) and sleep for three seconds meanwhile, what the cascade may take on a
+GPU; linear means that 32 workers end 32 times as many jobs in the same time. Waiting jobs: the pause between a job's
+end and the next one's start, with as many rows and messages queued.
 """
