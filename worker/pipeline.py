@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -145,10 +146,12 @@ class Pipeline:
     def _analyse(self, job: JobRow, owner: str, progress: JobProgress) -> None:
         progress(Stage.LOAD, 0.0)
         source = _read(self.store.read_inputs(job.id), partial(progress, Stage.LOAD))
-        result = self.segmenter.segment(source.volume, on_progress=progress)
+        with ThreadPoolExecutor(1, "digest") as beside:
+            digest = beside.submit(source.content_digest)
+            result = self.segmenter.segment(source.volume, on_progress=progress)
         result = result.with_reasons(Reason(**warning) for warning in job.reasons)  # from the intake
         progress(Stage.WRITE, 0.0)
-        identity = identify_result(self.segmenter.package, source.content_digest(), seg_options=self.seg_options)
+        identity = identify_result(self.segmenter.package, digest.result(), seg_options=self.seg_options)
         with self._filled_directory() as directory:
             written = write_results(source, result, directory, identity, self.seg_options)
             progress(Stage.WRITE, 1.0)
