@@ -326,25 +326,23 @@ class Cascade:
         canonical, region = scan.canonical, scan.region
         part = cropped(canonical, region.box)
         with ThreadPoolExecutor(1, "artery") as beside:
-            of_artery = beside.submit(self._artery, scan, part, embolus, artery)
+            of_artery = beside.submit(self._artery, scan, artery)
+            artery_hu, warnings = self._contrast(scan, embolus, artery)
             probability = scan.grid.restore(embolus)
-            artery_part, artery_hu, warnings = of_artery.result()
+            artery_mask = of_artery.result()
         if self._second_pass is not None:
             probability = looked_at_again(probability, part, self._finer_look, self._second_pass, progress)
-        found = find_lesions(probability, artery_part, part, self._thresholds, min_score=min_score)
+        found = find_lesions(probability, artery_mask[region.box.slices], part, self._thresholds, min_score=min_score)
 
         labelmap = np.zeros(canonical.shape_zyx, dtype=np.uint16)
         lesion_probability = np.zeros(canonical.shape_zyx, dtype=np.uint8)
-        artery_mask = np.zeros(canonical.shape_zyx, dtype=bool)
-        artery_mask[region.box.slices] = artery_part
         # Ids run from the best score down. Candidates below the threshold say nothing about the artery either.
         emboli = sum(lesion.score >= self._thresholds.score for lesion in found.lesions)
-        if (lesions := Box.around(found.labelmap > 0)) is not None:
-            labels = found.labelmap[lesions.slices]
-            labelmap[region.box.slices][lesions.slices] = labels
-            shown = np.where(labels > 0, probability[lesions.slices], 0)
-            lesion_probability[region.box.slices][lesions.slices] = np.rint(255 * shown)
-            artery_mask[region.box.slices][lesions.slices] |= (labels > 0) & (labels <= emboli)
+        of_lesions = np.unravel_index(np.flatnonzero(found.labelmap > 0), found.labelmap.shape)
+        ids = found.labelmap[of_lesions]
+        labelmap[region.box.slices][of_lesions] = ids
+        lesion_probability[region.box.slices][of_lesions] = np.rint(255 * probability[of_lesions])
+        artery_mask[region.box.slices][of_lesions] |= ids <= emboli
         reported = found.scan_probability >= self._thresholds.score
         findings = Findings(
             outcome=Outcome.EMBOLUS_FOUND if reported else Outcome.NO_EMBOLUS,
@@ -367,17 +365,16 @@ class Cascade:
         )
         return labelmap, artery_mask, lesion_probability, findings
 
-    def _artery(
-        self, scan: _Scan, part: CtVolume, embolus: Probability, artery: Probability | None
-    ) -> tuple[Mask, float | None, tuple[Reason, ...]]:
-        """The artery on the voxels of `part`, the median HU of its lumen, and what to warn of.
+    def _contrast(
+        self, scan: _Scan, embolus: Probability, artery: Probability | None
+    ) -> tuple[float | None, tuple[Reason, ...]]:
+        """The median HU of the artery's lumen, and what to warn of.
 
         HU are taken a voxel away from the wall, where there is such a place: most of a tree is branches so thin that
         they share their voxels with lung.
         """
         if artery is None:
-            unknown = Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known")
-            return np.zeros(part.shape_zyx, dtype=bool), None, (unknown,)
+            return None, (Reason("contrast.not_measured", "no artery was looked for, so its contrast is not known"),)
         lumen = (artery > self._artery_threshold) & (embolus < self._thresholds.voxel / 2)
         lumen_hu = np.empty(0, dtype=np.int16)
         if (around := Box.around(lumen)) is not None:
@@ -385,11 +382,16 @@ class Cascade:
             lumen_hu = scan.hu[around.slices][core if core.any() else lumen[around.slices]]
         artery_ml = np.count_nonzero(lumen) * self._spacing_mm**3 / 1000.0
         artery_hu = round(float(np.median(lumen_hu)), 1) if lumen_hu.size else 0.0
-        warnings = check_contrast(artery_ml, artery_hu, self._limits)
-        mask = scan.grid.restore_above(artery, self._artery_threshold)
-        smallest = max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / part.voxel_volume_mm3))
-        drop_small_pieces(mask, smallest)
-        return mask, artery_hu, warnings
+        return artery_hu, check_contrast(artery_ml, artery_hu, self._limits)
+
+    def _artery(self, scan: _Scan, artery: Probability | None) -> Mask:
+        """On all voxels of the scan."""
+        whole = np.zeros(scan.canonical.shape_zyx, dtype=bool)
+        if artery is not None:
+            mask = scan.grid.restore_above(artery, self._artery_threshold)
+            drop_small_pieces(mask, max(1, round(_SMALLEST_VESSEL_PIECE_MM3 / scan.canonical.voxel_volume_mm3)))
+            whole[scan.region.box.slices] = mask
+        return whole
 
     def _compiled(self, network: nn.Module, example_shape: Sequence[int]) -> CompiledNetwork:
         return CompiledNetwork(network, example_shape, self.device, self._backend)
