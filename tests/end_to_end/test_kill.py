@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from services.requestor import Requestor
@@ -56,17 +55,13 @@ def test_a_listener_killed_in_the_middle_of_an_association_loses_nothing_acknowl
     files = sorted(series.directory.rglob("*.dcm"))
     datasets = [dcmread(file) for file in files]
 
-    def connect() -> Association:
+    def send(part: list, *, kill_after: int | None = None) -> list[str]:  # type: ignore[type-arg]
+        """Returns the SOP instances that were acknowledged."""
         ae = Requestor(ae_title="ORTHANC")
-        ae.dimse_timeout = 2  # a listener that was killed does not answer any more
+        ae.dimse_timeout = 10  # a listener that was killed does not answer any more
         ae.add_requested_context(CTImageStorage)
         association = ae.associate("127.0.0.1", embolens.dicom_port, ae_title="EMBOLENS")
         assert association.is_established
-        return association
-
-    def send(part: list, *, kill_after: int | None = None) -> list[str]:  # type: ignore[type-arg]
-        """Returns the SOP instances that were acknowledged."""
-        association = connect()
         acknowledged = []
         for number, dataset in enumerate(part):
             if number == kill_after:

@@ -41,16 +41,15 @@ def test_an_answer_that_comes_before_the_loop_has_paused_is_the_senders(entity: 
     requestor.add_requested_context(Verification)
     association = requestor.associate("127.0.0.1", server.server_address[1])
     pause = LatePause(association)
-    # The loop looks first.
-    read, answers = association.dimse.get_msg, threading.Event()
+    read, has_looked = association.dimse.get_msg, threading.Event()
 
     def read_after_the_loop(block: bool = False) -> Any:
         if block:
-            answers.wait(5)
+            has_looked.wait(5)
             return read(True)
         taken = read(False)
         if pause.is_passed.is_set():
-            answers.set()
+            has_looked.set()
         return taken
 
     association.dimse.get_msg = read_after_the_loop  # type: ignore[method-assign]

@@ -74,7 +74,8 @@ def test_a_series_that_is_here_is_analysed_and_the_workitem_says_where_the_resul
 
     percents = [percent for percent, _ in held.progress]
     assert percents == sorted(percents)
-    assert len({percent for percent in percents if 0 < percent < 100}) == 4, "one for each stage"
+    assert {f"running: {stage}" for stage in ("roi", "unet", "aanet", "fuse")} <= {text for _, text in held.progress}
+    assert len({percent for percent in percents if 0 < percent < 100}) >= 2, "no progress was reported"
     performed = held.performed
     assert performed.PerformedStationNameCodeSequence[0].CodeValue == "EMBOLENS"
     assert performed.PerformedWorkitemCodeSequence[0].CodeMeaning == "Computer Aided Detection"
