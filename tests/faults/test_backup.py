@@ -19,10 +19,10 @@ from services.store.backup import back_up
 from services.store.database import Database
 from services.store.jobs import JobFilter, Lease
 from services.store.outbox import Outbox
-from services.store.rows import JobRow, JobState
+from services.store.rows import FINAL_STATES, JobRow, JobState
 from services.store.study_store import StudyStore
 from tests.faults.test_purge import opacified_series
-from tests.services.ingest.peers import QUIET_S, Receiving, push, wait_until
+from tests.services.ingest.peers import QUIET_S, Receiving, association, push, wait_until
 from tests.worker.threshold_worker import ThresholdSegmenter
 from worker.pipeline import Pipeline
 
@@ -99,7 +99,7 @@ def settings(tmp_path: Path, redis_url: str) -> Settings:
     "backup",
     "a backup while series are pushed, worked on and delivered; then everything but the backup is lost",
     "on a copy of it every series acknowledged before the backup is completed, with the result UIDs that the archive "
-    "holds already: one result set of each series",
+    "holds already: one result set of each series; a series that the backup cut is completed once it is sent again",
 )
 def test_what_was_acknowledged_before_a_backup_goes_to_its_end_on_a_copy_of_it(
     settings: Settings, tmp_path: Path
@@ -116,10 +116,15 @@ def test_what_was_acknowledged_before_a_backup_goes_to_its_end_on_a_copy_of_it(
 
         pushing = threading.Thread(target=push_on)
         pushing.start()
+        cut = opacified_series()
         try:
             wait_until(lambda: any(job.state == JobState.COMPLETED for job in site.all_jobs()), timeout_s=60)
-            before = list(acknowledged)
-            made = back_up(site.database, site.store, tmp_path / "backup")
+            with association(site.port) as opened:
+                assert opened.send_c_store(cut[0]).Status == 0x0000
+                before = list(acknowledged)
+                made = back_up(site.database, site.store, tmp_path / "backup")
+                for one in cut[1:]:
+                    assert opened.send_c_store(one).Status == 0x0000
         finally:
             done.set()
             pushing.join()
@@ -132,9 +137,14 @@ def test_what_was_acknowledged_before_a_backup_goes_to_its_end_on_a_copy_of_it(
 
     (tmp_path / "backup").rename(tmp_path / "restored")
     with running(settings.model_copy(update={"data_dir": tmp_path / "restored"})) as site:
-        wait_until(lambda: all(job.state == JobState.COMPLETED for job in site.all_jobs()), timeout_s=60)
-        restored = {job.series_instance_uid: site.sent(job) for job in site.all_jobs()}
-        assert len(restored) == len(site.all_jobs())
+        wait_until(lambda: all(job.state in FINAL_STATES for job in site.all_jobs()), timeout_s=60)
+        assert len({job.series_instance_uid for job in site.all_jobs()}) == len(site.all_jobs())
+        completed = [job for job in site.all_jobs() if job.state == JobState.COMPLETED]
+        restored = {job.series_instance_uid: site.sent(job) for job in completed}
+        assert cut[0].SeriesInstanceUID not in restored
+        push(site.port, cut)
+        wait_until(lambda: site.jobs_of(cut[0])[-1].state == JobState.COMPLETED, timeout_s=60)
+        assert site.sent(site.jobs_of(cut[0])[-1]) == sent_first[str(cut[0].SeriesInstanceUID)]
     assert set(before) <= set(restored)
     assert all(restored[series] == sent_first[series] != set() for series in before)
     expected = {f"{uid}.dcm" for series in before for uid in restored[series]}
