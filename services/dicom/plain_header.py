@@ -67,7 +67,7 @@ class PixelDataPlace:
 
 
 class PlainHeader(FileDataset):
-    """All elements before the pixel data, and where those are; None where only some elements were asked for."""
+    """Elements before the pixel data, and where those are."""
 
     pixel_data: PixelDataPlace | None = None
 
@@ -119,8 +119,7 @@ def _header(head: bytes, path: Path, file: int, tags: set[int] | None) -> PlainH
     at = cut(head, at, elements, _DATA_SET_TAGS, tags)
     header = PlainHeader(str(path), elements, head[:_PREAMBLE_BYTES], _file_meta(meta), is_implicit, True)
     header.set_original_encoding(is_implicit, True, _encodings(elements))
-    if tags is None:
-        header.pixel_data = _pixel_data_place(head, at, file, is_implicit=is_implicit)
+    header.pixel_data = _pixel_data_place(head, at, file, is_implicit=is_implicit)
     return header
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, JPEGLSNearLossless, RLELossless
 
 from services.dicom import rle_decoder
@@ -25,6 +25,11 @@ _UNCOMPRESSED_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _ITEM, _SEQUENCE_DELIMITER = 0xE000FFFE, 0xE0DDFFFE  # tags as they lie in the file, PS3.5 7.5
 _JPEG_ENDS = (b"\xff\xd9", b"\xff\xd9\0")  # EOI, ITU-T T.87 C.1, to an even length
 _OVERLAY_BIT_POSITIONS = [BaseTag(tag) for tag in range(0x60000102, 0x60200102, 0x20000)]
+_NAMED_ABOUT_PIXELS = (
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation",
+)  # fmt: skip
+_ABOUT_PIXELS = frozenset({*map(Tag, _NAMED_ABOUT_PIXELS), *_OVERLAY_BIT_POSITIONS})
 
 
 def plain_values(plane: ImagePlane, out: NDArray[np.int16] | None = None) -> NDArray[Any] | None:
@@ -101,7 +106,7 @@ def compressed_values(path: Path) -> NDArray[Any] | None:
         None where the image is another, or where the decoder is not content: pydicom knows what can be done.
     """
     try:
-        header = plain_header(path)
+        header = plain_header(path, _ABOUT_PIXELS)
         if header is None or header.pixel_data is None or not _is_one_grey_frame_of_16_bits(header):
             return None
         decode = _STRAIGHT_DECODERS.get(text(header.file_meta, "TransferSyntaxUID"))
@@ -114,15 +119,16 @@ def compressed_values(path: Path) -> NDArray[Any] | None:
 
 def _only_fragment(path: Path, place: PixelDataPlace) -> bytes | None:
     """The one fragment after the offset table, be that empty or not (PS3.5 A.4); None where there are more."""
-    with path.open("rb") as file:
-        file.seek(place.offset)
-        content = file.read()
-    item, table_bytes = struct.unpack_from("<2I", content)
-    begin = 8 + table_bytes + 8
-    fragment, length = struct.unpack_from("<2I", content, begin - 8)
-    (after,) = struct.unpack_from("<I", content, begin + length)
-    is_only = (item, fragment, after) == (_ITEM, _ITEM, _SEQUENCE_DELIMITER) and table_bytes in (0, 4)
-    return content[begin : begin + length] if is_only else None
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        item, table_bytes = struct.unpack("<2I", os.pread(file, 8, place.offset))
+        begin = place.offset + 8 + table_bytes + 8
+        fragment, length = struct.unpack("<2I", os.pread(file, 8, begin - 8))
+        (after,) = struct.unpack("<I", os.pread(file, 4, begin + length))
+        is_only = (item, fragment, after) == (_ITEM, _ITEM, _SEQUENCE_DELIMITER) and table_bytes in (0, 4)
+        return os.pread(file, length, begin) if is_only else None
+    finally:
+        os.close(file)
 
 
 def _by_charls(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | None:
