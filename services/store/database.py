@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,9 @@ if TYPE_CHECKING:  # a tenth of a second at the start of every process, where th
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _MIGRATION_LOCK_ID = 0x456D626F  # pg_advisory_lock key: "Embo"
 _BUSY_TIMEOUT_MS = 30_000
+_LOOK_AGAIN_S = 0.002  # a write takes about as long
+_SOON_S = 0.5  # after which somebody holds the lock who is none of us
+_LOOK_AGAIN_LATER_S = 0.05
 
 
 class Database:
@@ -169,5 +174,29 @@ def _prepare_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A writer takes the lock at once: upgrading a read transaction would fail instead of waiting.
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if connection.get_execution_options().get("writes", False):
+            _begin_writing(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+
+def _begin_writing(connection: Connection) -> None:
+    """Where another one writes, look again every few milliseconds: SQLite by itself looks less and less often, up to
+    ten times a second, and what the short transactions of many processes leave free is lost meanwhile."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    began = time.monotonic()
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while (waited_s := time.monotonic() - began) < _BUSY_TIMEOUT_MS / 1000:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # extended codes have more above
+                    break
+            else:
+                return
+            time.sleep(_LOOK_AGAIN_S if waited_s < _SOON_S else _LOOK_AGAIN_LATER_S)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's own exception
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
