@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import psutil
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -52,7 +53,8 @@ _HOW = """\
 `storescu` sends {slices} CT slices of {kilobytes} kB over one association, or a quarter of them over each of four that
 begin at once; the time is from starting `storescu` to its end, so that its own start counts. Every receiver begins
 with an empty folder in every round, and has to hold every slice in the end. Ours runs with durability `process`, as a
-listener does in service: series register, database, audit trail and completion included.
+listener does in service: series register, database, audit trail and completion included; memory is the listener's, and
+what its receivers have beside it.
 
 Receivers: {versions}. `storescp` without `--fork` serves one association after the other. Orthanc's storage and index
 lie on the same disk as everybody's files. pynetdicom runs a handler that writes the encoded data set, with PDUs of any
@@ -95,7 +97,7 @@ def _measure(files: list[Path], rounds: int) -> Page:
     def run(name: str, associations: int, sent: list[Path], environment: Mapping[str, str] = _NO_DELAY) -> float:
         with tempfile.TemporaryDirectory() as folder, receivers[name](Path(folder), environment) as receiver:
             took_s = _push(sent, receiver.port, associations, environment)
-            memory.setdefault(name, []).append(peak_memory_of_process_mb(receiver.pid))
+            memory.setdefault(name, []).append(_memory_mb(receiver.pid))
             starts.setdefault(name, []).append(receiver.ready_after_s)
             stored = _stored(receiver.folder)
             assert stored >= len(sent), f"{name} has {stored} of {len(sent)} slices"
@@ -192,6 +194,13 @@ def _push(files: list[Path], port: int, associations: int, environment: Mapping[
     took_s = time.perf_counter() - began
     assert not any(codes), "storescu failed"
     return took_s
+
+
+def _memory_mb(pid: int) -> float:
+    """The most that the process had, and what its children have for themselves now."""
+    children = psutil.Process(pid).children(recursive=True)
+    own_bytes = sum(int(one.memory_full_info().uss) for one in children)
+    return peak_memory_of_process_mb(pid) + own_bytes / 1e6
 
 
 def _own_environment() -> dict[str, str]:

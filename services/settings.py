@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     dicom_host: str = Field("127.0.0.1", description="Address the listener binds to")
     dicom_port: int = Field(11112, description="Port of the listener")
     max_associations: int = Field(50, description="Associations served at once")
+    dicom_receivers: int = Field(
+        4,
+        ge=0,
+        description="Processes that receive instances for the listener, each from one association at a time; an "
+        "association over TLS, or one that finds none free, is received by the listener's own process",
+    )
     network_timeout_s: float = Field(
         60.0, description="A DICOM peer that is silent for this long, or that takes as long for one PDU, is cut off"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 from io import SEEK_CUR, SEEK_SET, BytesIO, RawIOBase
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 from services.store.disk_room import FULL_ERRNOS, no_room
 
@@ -30,6 +32,33 @@ class ArrivingDataSet:
         self._in_memory = 0  # bytes
         self._file: BinaryIO | None = None
         self._full: OSError | None = None
+
+    @classmethod
+    def passed_on(cls, directory: Path, descriptor: int | None, length: int) -> Self:
+        """What another process has got of a data set, as it told of it (`pass_on`)."""
+        data_set = cls(directory)
+        data_set.length = length
+        if descriptor is None:
+            data_set._full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        else:
+            data_set._file = cast(BinaryIO, os.fdopen(descriptor, "r+b"))
+        return data_set
+
+    def pass_on(self) -> int | None:
+        """The descriptor of a file with everything that has come; None where the disk had no room for it."""
+        try:
+            if self._file is None and self._full is None:
+                self._file = cast(BinaryIO, os.fdopen(os.memfd_create("data set"), "r+b"))
+                with memoryview(self.memory)[: self._in_memory] as begun:
+                    self._write_file(begun)
+                self._in_memory = 0
+            if self._file is not None:
+                self._file.flush()
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS:
+                raise
+            self._full = error
+        return None if self._file is None or self._full is not None else self._file.fileno()
 
     @property
     def file(self) -> ArrivingDataSet:

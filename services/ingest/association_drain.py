@@ -42,6 +42,11 @@ class AssociationDrain:
         while any(association.is_alive() for association in in_hand) and time.monotonic() < deadline:
             time.sleep(_LOOK_EVERY_S)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether an association that has answered is aborted."""
+        return self._ending
+
     def begin(self, association: Association) -> None:
         """A part of a message has come."""
         with self._lock:

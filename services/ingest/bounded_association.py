@@ -15,14 +15,11 @@ import os
 import queue
 import select
 import socket
-import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 from pynetdicom import evt
@@ -37,8 +34,12 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 
 from services.dicom.headers import MALFORMED
 from services.ingest.arriving_data_set import ArrivingDataSet
+from services.ingest.bounded_reading import BoundedReading
+from services.ingest.bounds import BoundedMessage, Bounds
+from services.ingest.handover import Handover
 from services.ingest.proposed_contexts import with_refusals, without_unsupported
-from services.ingest.store_reader import AnswerStore, InHand, StoreReader
+from services.ingest.store_reader import StoreReader
+from services.ingest.store_shortcut import AssociatedSender, StoreShortcut
 
 log = logging.getLogger(__name__)
 
@@ -46,40 +47,9 @@ _HEADER_BYTES = 6  # PDU type, a reserved byte, the length of the rest (PS3.8 se
 _PDU_TYPES = range(0x01, 0x08)
 _ASSOCIATE_RQ = b"\x01"
 _ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # A-ABORT by the provider, invalid parameter (PS3.8 9.3.8)
-_MESSAGE_MAX_BYTES = 1 << 20  # of anything but an instance: a command set, a report of storage commitment
 _UNANSWERED_MAX = 8  # requests at once; one is negotiated (PS3.7 D.3.3.3)
-_LEAST_BYTES_PER_S = 1024
 _SILENT_MAX = 200
 _LOOK_S = 0.2
-_NEARLY = 0.9  # of the time that is left: a time-out for a PDU need not be more exact
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one listener allows its peers.
-
-    Attributes:
-        timeout_s: for one PDU to come in whole, for one to be taken by the peer; after this a message that comes in at
-            less than 1 KiB/s is given up.
-        pdu_bytes: longest PDU, as announced.
-        instance_bytes: longest data set of a C-STORE.
-        associations: at once; beside them, connections on which nobody has asked for an association yet.
-        directory: where data sets lie while they arrive.
-    """
-
-    timeout_s: float
-    pdu_bytes: int
-    instance_bytes: int
-    associations: int
-    directory: Path
-
-
-@dataclass(frozen=True, slots=True)
-class StoreShortcut:
-    """Who answers a C-STORE that does not go through pynetdicom, and who wants to know of it."""
-
-    answer: AnswerStore
-    in_hand: InHand
 
 
 class BoundedServer(ThreadedAssociationServer):
@@ -123,14 +93,18 @@ class _BoundedHandler(RequestHandler):
         connection = _BoundedSocket(association, cast(socket.socket, self.request), server.bounds)
         association.set_socket(connection)
         if server.shortcut is not None:
+            sender = AssociatedSender(association, server.shortcut.in_hand)
+            if server.shortcut.receivers is not None:
+                dul.handover = Handover(
+                    association, sender, connection, dimse, server.shortcut, server.bounds.directory, dul.is_called
+                )
             dul.stores = StoreReader(
-                association,
+                sender,
                 connection,
                 dimse.arriving,
                 dimse,
-                server.shortcut.in_hand,
-                server.shortcut.answer,
-                lambda memory: ArrivingDataSet(server.bounds.directory, memory),
+                partial(server.shortcut.answer, association),
+                partial(ArrivingDataSet, server.bounds.directory),
                 server.bounds.pdu_bytes,
             )
         association.acse_timeout, association.network_timeout = self.ae.acse_timeout, self.ae.network_timeout
@@ -144,14 +118,7 @@ class _BoundedSocket(AssociationSocket):
         super().__init__(association, client_socket=client_socket)
         self._bounds = bounds
         self._pdu_due: float | None = None
-        self._ahead = bytearray()  # put back: comes before what the peer sends next
-        # The kernel keeps to these by itself; Python's own time-out takes two more system calls for every piece, and
-        # lets go of the interpreter for each. TLS needs Python's: it reads when it wants to.
-        self._kernel_waits = not isinstance(client_socket, ssl.SSLSocket)
-        self._receive_timeout_s = 0.0
-        if self._kernel_waits:
-            client_socket.settimeout(None)
-            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(bounds.timeout_s))
+        self.reading = BoundedReading(client_socket, bounds.timeout_s)
 
     @property
     def ready(self) -> bool:
@@ -161,9 +128,7 @@ class _BoundedSocket(AssociationSocket):
     @property
     def is_ahead(self) -> bool:
         """Whether there is something to read that the kernel does not know of."""
-        if self.socket is None or not self._is_connected:
-            return False
-        return bool(self._ahead) or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0)
+        return self.socket is not None and self._is_connected and self.reading.is_ahead
 
     def recv(self, nr_bytes: int) -> bytearray:
         """First the header of a PDU, then, asked for by its length, the rest; both before the PDU is due.
@@ -186,7 +151,7 @@ class _BoundedSocket(AssociationSocket):
 
     def next_due(self) -> float:
         """When a PDU that begins now has to be here."""
-        return time.monotonic() + self._bounds.timeout_s
+        return self.reading.next_due()
 
     def receive(self, room: memoryview, least: int, due: float) -> int:
         """Bytes received: fewer than `least` where the peer has hung up, more where they are there already.
@@ -194,46 +159,20 @@ class _BoundedSocket(AssociationSocket):
         Raises:
             OSError: too late.
         """
-        at = 0
-        if self._ahead:
-            at = min(len(self._ahead), len(room))
-            room[:at] = self._ahead[:at]
-            del self._ahead[:at]
-        connection = cast(socket.socket, self.socket)
-        waits_for_all = at > 0 or least == len(room)
-        while at < least:
-            left_s = due - time.monotonic()
-            if left_s <= 0:
-                raise self._too_late()
-            got = self._receive_into(connection, room[at:least] if waits_for_all else room, left_s, waits_for_all)
-            if not got:  # the peer has hung up
-                self._break_off()
-                break
-            at += got
-            waits_for_all = True
-        return at
-
-    def _receive_into(self, connection: socket.socket, room: memoryview, left_s: float, waits_for_all: bool) -> int:
-        if not self._kernel_waits:
-            connection.settimeout(left_s)
-            return connection.recv_into(room)
-        if not _NEARLY * self._receive_timeout_s <= left_s <= self._receive_timeout_s:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left_s))
-            self._receive_timeout_s = left_s
         try:
-            return connection.recv_into(room, 0, socket.MSG_WAITALL if waits_for_all else 0)
-        except BlockingIOError as error:
-            raise self._too_late() from error
-
-    def _too_late(self) -> TimeoutError:
-        log.warning("cut off %s: a PDU took too long to come in", self._peer)
-        return TimeoutError(errno.ETIMEDOUT, "the PDU took too long")
+            got = self.reading.receive(room, least, due)
+        except TimeoutError:
+            log.warning("cut off %s: a PDU took too long to come in", self._peer)
+            raise
+        if got < least:  # the peer has hung up
+            self._break_off()
+        return got
 
     def put_back(self, content: bytes) -> None:
-        self._ahead[:0] = content
+        self.reading.put_back(content)
 
     def send(self, bytestream: bytes) -> None:
-        if self.socket is not None and not self._kernel_waits:
+        if self.socket is not None and not self.reading.kernel_waits:
             with suppress(OSError):  # another thread has closed it, as pynetdicom's own `send` will notice
                 self.socket.settimeout(self._bounds.timeout_s)
         super().send(bytestream)
@@ -263,11 +202,6 @@ class _BoundedSocket(AssociationSocket):
         return str(self.assoc.requestor.address)
 
 
-def _timeval(seconds: float) -> bytes:
-    whole, part = divmod(max(seconds, 0.001), 1)
-    return struct.pack("@ll", int(whole), int(part * 1e6))
-
-
 class _Announced(queue.Queue[Any]):
     """A queue that says when something is put into it."""
 
@@ -286,6 +220,7 @@ class _BoundedDul(DULServiceProvider):
     def __init__(self, association: Association) -> None:
         super().__init__(association)
         self.stores: StoreReader | None = None
+        self.handover: Handover | None = None
         self.has_news = threading.Event()  # for the association's own thread
         self.to_user_queue = _Announced(self.has_news.set)
         self.to_provider_queue = _Announced(self._wake)
@@ -352,7 +287,7 @@ class _BoundedDul(DULServiceProvider):
             if not self._has_read_store():
                 return super()._is_transport_event()
             self._idle_timer.restart()
-            if self._is_called():
+            if self.is_called():
                 return True
         return False
 
@@ -363,8 +298,10 @@ class _BoundedDul(DULServiceProvider):
         self._idle_timer.stop()  # storing an instance is not silence
         connection = cast(_BoundedSocket, self.socket)
         try:
+            if self.handover is not None and self.handover.took_place(self.stores):
+                return True
             while self.stores.read_pdu(connection.next_due()):
-                if not self.stores.is_receiving or self._is_called():
+                if not self.stores.is_receiving or self.is_called():
                     return True
         except OSError as error:
             log.warning("the connection of %s broke off: %s", self.assoc.requestor.address, error)
@@ -372,7 +309,7 @@ class _BoundedDul(DULServiceProvider):
             return True
         return False
 
-    def _is_called(self) -> bool:
+    def is_called(self) -> bool:
         """Whether the reactor has something else to do. To look whether a queue holds something needs no lock."""
         return self._kill_thread or bool(self.to_provider_queue.queue) or bool(self.event_queue.queue)
 
@@ -401,33 +338,10 @@ class _BoundedDul(DULServiceProvider):
                 os.eventfd_write(self._waker, 1)
 
 
-class _ArrivingMessage:
-    """The message that is coming in, whoever reads it: how much of it has come, and since when."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        self._bounds = bounds
-        self._bytes = 0
-        self._began = 0.0
-
-    def begin(self) -> None:
-        self._bytes, self._began = 0, time.monotonic()
-
-    def grow(self, count: int, *, is_instance: bool) -> str | None:
-        """Which bound it breaks with so many bytes more."""
-        self._bytes += count
-        longest = self._bounds.instance_bytes if is_instance else _MESSAGE_MAX_BYTES
-        seconds = time.monotonic() - self._began
-        if self._bytes > longest:
-            return f"a message of more than {longest} bytes"
-        if seconds > self._bounds.timeout_s and self._bytes < seconds * _LEAST_BYTES_PER_S:
-            return f"a message at less than {_LEAST_BYTES_PER_S} bytes per second"
-        return None
-
-
 class _BoundedDimse(DIMSEServiceProvider):
     def __init__(self, association: Association, bounds: Bounds, has_news: threading.Event) -> None:
         super().__init__(association)
-        self.arriving = _ArrivingMessage(bounds)
+        self.arriving = BoundedMessage(bounds)
         self.msg_queue = _Announced(has_news.set)
         self._has_news = has_news
         self._bounds = bounds

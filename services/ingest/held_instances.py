@@ -17,9 +17,7 @@ import numpy as np
 
 from imaging.errors import InputError, NotFound
 from services.dicom.file_meta import mapped, read_file_meta
-from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 from services.ingest.identifiers import Identifiers
-from services.ingest.storage_status import MISMATCH, UNSUPPORTED_SOP_CLASS
 from services.store.jobs import JobStore
 from services.store.rows import DEFAULT_TENANT
 from services.store.study_store import StudyStore
@@ -27,18 +25,6 @@ from services.store.study_store import StudyStore
 log = logging.getLogger(__name__)
 
 _REMEMBERED_SERIES = 64
-
-
-def check_is_ct(sop_class_uid: str) -> None:
-    """Raises InputError: another SOP class is not taken in."""
-    if sop_class_uid not in CT_STORAGE_SOP_CLASSES.values():
-        raise InputError(f"not a CT: {sop_class_uid}", code=UNSUPPORTED_SOP_CLASS)
-
-
-def check_is_named(found: Identifiers, sop_class_uid: str, sop_instance_uid: str) -> None:
-    """Raises InputError where the data set is not the instance that the sender names beside it."""
-    if (sop_class_uid, sop_instance_uid) != (found.sop_class_uid, found.sop_instance_uid):
-        raise InputError("the data set is not the instance that the request names", code=MISMATCH)
 
 
 class HeldInstances:

@@ -12,9 +12,12 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from imaging.errors import InputError
+from services.dicom.file_meta import NamedFileMeta
 from services.dicom.headers import MALFORMED, integer, text
+from services.dicom.storage import CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_data_set import InMemory
 from services.ingest.identifier_scan import scan_identifiers
+from services.ingest.storage_status import MISMATCH, UNSUPPORTED_SOP_CLASS
 from services.store.study_store import checked_uid
 
 _SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
@@ -89,6 +92,31 @@ def read_identifiers(encoded: BinaryIO, transfer_syntax_uid: UID, *, with_announ
         series_instance_uid=checked_uid(text(found, "SeriesInstanceUID")),
         announced_instances=announced if announced is not None and announced > 0 else None,
     )
+
+
+def identify(encoded: BinaryIO, meta: NamedFileMeta, *, with_announcement: bool) -> Identifiers:
+    """What a data set from its beginning says of itself.
+
+    Raises:
+        InputError: no CT, not the instance that the file meta names, or not readable.
+    """
+    check_is_ct(meta.sop_class_uid)
+    encoded.seek(0)
+    found = read_identifiers(encoded, meta.transfer_syntax_uid, with_announcement=with_announcement)
+    check_is_named(found, meta.sop_class_uid, meta.sop_instance_uid)
+    return found
+
+
+def check_is_ct(sop_class_uid: str) -> None:
+    """Raises InputError: another SOP class is not taken in."""
+    if sop_class_uid not in CT_STORAGE_SOP_CLASSES.values():
+        raise InputError(f"not a CT: {sop_class_uid}", code=UNSUPPORTED_SOP_CLASS)
+
+
+def check_is_named(found: Identifiers, sop_class_uid: str, sop_instance_uid: str) -> None:
+    """Raises InputError where the data set is not the instance that the sender names beside it."""
+    if (sop_class_uid, sop_instance_uid) != (found.sop_class_uid, found.sop_instance_uid):
+        raise InputError("the data set is not the instance that the request names", code=MISMATCH)
 
 
 def _cannot_be_parsed() -> InputError:

@@ -7,6 +7,7 @@ import logging
 from services.accounts.exposure import check_secrets
 from services.delivery.storage_commitment import CommitmentReports
 from services.ingest.intake_rules import IntakeRules
+from services.ingest.receiver_pool import ReceiverPool
 from services.ingest.store_scp import Listener
 from services.process_log import log_to_stderr
 from services.process_signals import stop_on_signal, wait_until_told
@@ -35,23 +36,24 @@ def run_listener(settings: Settings) -> None:
     rules = IntakeRules.load(settings.intake_rules)
     stopping = stop_on_signal()
     log_to_stderr()
-    lock = lock_directory(settings.data_dir, "listener", "listener")
-    database = Database.of(settings)
-    database.upgrade()
-    queue = TaskQueue(settings.redis_url)
-    store = StudyStore.of(settings)
-    retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
-    listener = Listener(settings, store, JobStore(database), queue, rules, retrievals, reports)
-    retriever = Retriever(settings, listener, retrievals, rules)
-    performers = Performers(settings, database, store, rules.tenants)
-    listener.start()
-    retriever.start()
-    performers.start()
-    log.info("ready: %s listens on %s:%d", settings.ae_title, settings.dicom_host, listener.port)
-    wait_until_told(stopping)
-    performers.stop()
-    retriever.stop()
-    listener.stop()
-    queue.close()
-    database.close()
-    lock.close()
+    with ReceiverPool(settings) as receivers:  # before there is a thread, a lock or a connection
+        lock = lock_directory(settings.data_dir, "listener", "listener")
+        database = Database.of(settings)
+        database.upgrade()
+        queue = TaskQueue(settings.redis_url)
+        store = StudyStore.of(settings)
+        retrievals, reports = RetrievalStore(database), CommitmentReports(Outbox(database), settings)
+        listener = Listener(settings, store, JobStore(database), queue, rules, retrievals, reports, receivers)
+        retriever = Retriever(settings, listener, retrievals, rules)
+        performers = Performers(settings, database, store, rules.tenants)
+        listener.start()
+        retriever.start()
+        performers.start()
+        log.info("ready: %s listens on %s:%d", settings.ae_title, settings.dicom_host, listener.port)
+        wait_until_told(stopping)
+        performers.stop()
+        retriever.stop()
+        listener.stop()
+        queue.close()
+        database.close()
+        lock.close()

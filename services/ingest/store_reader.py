@@ -10,10 +10,10 @@ import logging
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 from pydicom.uid import UID
-from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import P_DATA
 
 from services.dicom.storage import CT_STORAGE_SOP_CLASSES
@@ -29,9 +29,12 @@ _HEADERS_BYTES = PDU_HEADER.size + _FRAGMENT_HEADER.size
 _FIRST_BYTES = 1024  # of a message: its command and the headers behind it are less
 _P_DATA_TF = 0x04
 _IS_COMMAND, _IS_LAST = 1, 2
-_TAKEN_AT_ONCE = frozenset(CT_STORAGE_SOP_CLASSES.values())
-_RESPONSE_MAX_BYTES = 1024  # four elements, two UIDs and 64 characters are less
+TAKEN_AT_ONCE = frozenset(CT_STORAGE_SOP_CLASSES.values())
+RESPONSE_MAX_BYTES = 1024  # four elements, two UIDs and 64 characters are less
 _FAILED_UNEXPECTEDLY = 0xC211
+
+
+_Answer = TypeVar("_Answer")
 
 
 class StoreAnswer(NamedTuple):
@@ -41,14 +44,28 @@ class StoreAnswer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInstance:
-    """What a C-STORE request asks to be kept, complete."""
+    """What a C-STORE request asks to be kept, complete; the response goes back on the same presentation context."""
 
     request: StoreRequest
+    context_id: int
     transfer_syntax_uid: UID
     data_set: ArrivingDataSet
 
 
-AnswerStore = Callable[[Association, ReceivedInstance], StoreAnswer]
+class Sender(Protocol):
+    """The association, as far as a C-STORE has to know it."""
+
+    @property
+    def is_established(self) -> bool: ...
+
+    def transfer_syntax(self, context_id: int) -> UID | None:
+        """Of a presentation context on which plain C-STOREs of CT are taken; None of any other."""
+
+    def begin(self) -> None:
+        """A message has begun to come in, or goes on."""
+
+    def answered(self) -> None:
+        """It has its answer."""
 
 
 class Connection(Protocol):
@@ -86,14 +103,6 @@ class Usual(Protocol):
         """The message that it has the command of has this much of its data set already."""
 
 
-class InHand(Protocol):
-    """Is told when an association begins and ends a message."""
-
-    def begin(self, association: Association) -> None: ...
-
-    def answered(self, association: Association) -> None: ...
-
-
 class _Fragment(NamedTuple):
     """One PDV; `control` is the message control header."""
 
@@ -103,27 +112,29 @@ class _Fragment(NamedTuple):
 
 
 class StoreReader:
-    """Of one association. Call from the thread that reads and sends."""
+    """Of one association. Call from the thread that reads and sends.
+
+    Where `answer` returns None, somebody else sends the response.
+    """
 
     def __init__(
         self,
-        association: Association,
+        sender: Sender,
         connection: Connection,
         message: ArrivingMessage,
         usual: Usual,
-        in_hand: InHand,
-        answer: AnswerStore,
+        answer: Callable[[ReceivedInstance], StoreAnswer | None],
         new_data_set: Callable[[bytearray], ArrivingDataSet],
         longest_pdu: int,
     ) -> None:
-        self._association = association
+        self._sender = sender
         self._connection = connection
         self._message = message
         self._usual = usual
-        self._in_hand = in_hand
         self._answer = answer
         self._new_data_set = new_data_set
         self._longest_pdu = longest_pdu
+        self.took_last = False  # the last message was a plain C-STORE, and nothing has come of another one
         self._refused = False
         self._memory = bytearray()
         self._command: list[_Fragment] = []
@@ -136,13 +147,17 @@ class StoreReader:
         """Whether a data set is coming in: then there is nothing to do but to read on."""
         return self._data_set is not None
 
+    @property
+    def is_between_messages(self) -> bool:
+        return self._data_set is None and not self._command
+
     def read_pdu(self, due: float) -> bool:
         """Take the next PDU; False where it is pynetdicom's to read: then it has been put back.
 
         Raises:
             OSError: the connection broke off, or the PDU was not there in time.
         """
-        if self._usual.is_receiving() or not self._association.is_established:
+        if self._usual.is_receiving() or not self._sender.is_established:
             return False
         head = bytearray(_FIRST_BYTES if self._data_set is None else _HEADERS_BYTES)
         got = self._receive(head, 0, PDU_HEADER.size, due)
@@ -155,7 +170,8 @@ class StoreReader:
             got += self._receive(head, got, _HEADERS_BYTES - got, due)
         size, context_id, control = _FRAGMENT_HEADER.unpack_from(head, PDU_HEADER.size)
         if self._data_set is None:
-            self._in_hand.begin(self._association)
+            self.took_last = False
+            self._sender.begin()
         elif size == length - 4 and context_id == self._context_id and not control & _IS_COMMAND:
             return self._took_next(size - 2, due, is_last=bool(control & _IS_LAST))
         self._connection.put_back(bytes(head[PDU_HEADER.size : got]))
@@ -230,15 +246,7 @@ class StoreReader:
         return True
 
     def _is_taken(self, request: StoreRequest, context_id: int) -> bool:
-        context = self._association._accepted_cx.get(context_id)
-        longest = self._association.requestor.maximum_length
-        return (
-            context is not None
-            and context.abstract_syntax in _TAKEN_AT_ONCE
-            and request.sop_class_uid in _TAKEN_AT_ONCE
-            and request.sop_class_uid not in self._association.acceptor.accepted_common_extended
-            and (not longest or longest >= _RESPONSE_MAX_BYTES)
-        )
+        return request.sop_class_uid in TAKEN_AT_ONCE and self._sender.transfer_syntax(context_id) is not None
 
     def _grew(self, count: int, *, is_last: bool) -> None:
         self._keep_to_bounds(count, is_instance=True)
@@ -254,25 +262,23 @@ class StoreReader:
         request, data_set = self._request, self._data_set
         assert request is not None
         assert data_set is not None
-        context_id = self._context_id
-        syntax = self._association._accepted_cx[context_id].transfer_syntax[0]
+        context_id, self.took_last = self._context_id, True
+        syntax = self._sender.transfer_syntax(context_id)
+        assert syntax is not None
         self._forget_message()
-        try:
-            answer = self._answer(self._association, ReceivedInstance(request, syntax, data_set))
-        except Exception as error:  # noqa: BLE001  the peer waits for an answer; pynetdicom gives this one
-            log.error("could not answer a C-STORE: unexpected %s\n%s", type(error).__name__, where_raised(error))
-            answer = StoreAnswer(_FAILED_UNEXPECTEDLY)
+        answer = answer_whatever_happens(partial(self._answer, ReceivedInstance(request, context_id, syntax, data_set)))
         data_set.close()
         self._memory = data_set.memory
-        if self._association.is_established:
+        if answer is not None and self._sender.is_established:
             self._connection.send(store_response(request, context_id, *answer))
-            self._in_hand.answered(self._association)
+            self._sender.answered()
 
     def _forget_message(self) -> None:
         self._command, self._request, self._data_set = [], None, None
 
     def _hand_over(self) -> None:
         """Give pynetdicom what was read of this message, as if it had read it."""
+        self.took_last = False
         command, data_set = self._command, self._data_set
         self._forget_message()
         for fragment in command:
@@ -280,6 +286,14 @@ class StoreReader:
         if data_set is not None:
             self._memory = bytearray()
             self._usual.continue_with(data_set)
+
+
+def answer_whatever_happens(answer: Callable[[], _Answer]) -> _Answer | StoreAnswer:
+    try:
+        return answer()
+    except Exception as error:  # noqa: BLE001  the peer waits for an answer; pynetdicom gives this one
+        log.error("could not answer a C-STORE: unexpected %s\n%s", type(error).__name__, where_raised(error))
+        return StoreAnswer(_FAILED_UNEXPECTEDLY)
 
 
 def _fragments_of(content: bytes) -> list[_Fragment]:

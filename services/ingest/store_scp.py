@@ -35,20 +35,24 @@ from services.audit.association_audit import AssociationAudit
 from services.audit.events import Peer
 from services.audit.trail import AuditTrail
 from services.delivery.storage_commitment import CommitmentReports
-from services.dicom.file_meta import NamedFileMeta
+from services.dicom.file_meta import NamedFileMeta, mapped
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES, CT_STORAGE_SOP_CLASSES
 from services.ingest.arriving_data_set import ArrivingDataSet, InMemory, view
 from services.ingest.arriving_series import ArrivingSeriesRegister, Calling
 from services.ingest.association_drain import AssociationDrain
-from services.ingest.bounded_association import BoundedServer, Bounds, StoreShortcut
+from services.ingest.bounded_association import BoundedServer
+from services.ingest.bounds import MAX_PDU_BYTES, Bounds
 from services.ingest.completeness import Completeness
 from services.ingest.completion import CompletionWatcher
-from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
-from services.ingest.identifiers import Identifiers, read_identifiers
+from services.ingest.held_instances import HeldInstances
+from services.ingest.identifiers import Identifiers, identify
 from services.ingest.intake_rules import IntakeRules
 from services.ingest.known_peers import COME_AGAIN, KnownPeers, Refusal
+from services.ingest.receiver import WrittenInstance
+from services.ingest.receiver_pool import ReceiverPool
 from services.ingest.storage_status import SUCCESS, storage_status
 from services.ingest.store_reader import ReceivedInstance, StoreAnswer
+from services.ingest.store_shortcut import StoreShortcut
 from services.process_log import where_raised
 from services.settings import Settings
 from services.store.jobs import JobStore
@@ -61,7 +65,6 @@ from services.transport_security import listener_context
 log = logging.getLogger(__name__)
 
 _LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)  # for the moment, by the provider (PS3.8 9.3.4)
-MAX_PDU_BYTES = 128 * 1024
 ASSOCIATION_REQUEST_TIMEOUT_S = 30.0
 _COPIED_AT_ONCE_BYTES = 1024**2
 _NO_LIMIT_OF_ITS_OWN = 1_000_000
@@ -91,7 +94,10 @@ class Listener:
         rules: IntakeRules,
         retrievals: RetrievalStore,
         reports: CommitmentReports,
+        receivers: ReceiverPool | None = None,
     ) -> None:
+        """Without `receivers` it receives everything in this process."""
+        self._receivers = receivers
         self._settings = settings
         self._store = store
         self._jobs = jobs
@@ -153,21 +159,20 @@ class Listener:
             *self.audit.handlers(),
             *self._drain.handlers,
         ]
-        bounds = Bounds(
-            timeout_s=self._settings.network_timeout_s,
-            pdu_bytes=MAX_PDU_BYTES,
-            instance_bytes=self._settings.instance_max_bytes,
-            associations=self._settings.max_associations,
-            directory=self._store.arriving_path,
-        )
         try:
             server = self._ae.make_server(
                 address,
                 evt_handlers=handlers,
                 ssl_context=tls,
                 server_class=BoundedServer,
-                bounds=bounds,
-                shortcut=StoreShortcut(self._answer_received, self._drain),
+                bounds=Bounds.of(self._settings, self._store),
+                shortcut=StoreShortcut(
+                    self._answer_received,
+                    self._answer_written,
+                    self._tenants.of,
+                    self._drain,
+                    self._receivers,
+                ),
             )
         except OSError as error:
             self._watcher.stop()
@@ -254,6 +259,12 @@ class Listener:
             request.sop_instance_uid, peer, lambda: self._keep(received.data_set.whole(), meta, calling)
         )
 
+    def _answer_written(self, association: Association, written: WrittenInstance) -> StoreAnswer:
+        """The same, for one whose file a receiver has written."""
+        peer = association.requestor
+        calling = Calling(peer.ae_title.strip(), peer.address, association)
+        return self._answered(written.named.sop_instance_uid, peer, lambda: self._keep_written(written, calling))
+
     def _answered(self, sop_instance_uid: str, peer: ServiceUser, keep: Callable[[], None]) -> StoreAnswer:
         try:
             keep()
@@ -284,7 +295,7 @@ class Listener:
         self._keep(encoded, NamedFileMeta.of(file_meta), calling)
 
     def _keep(self, encoded: BinaryIO, meta: NamedFileMeta, calling: Calling) -> None:
-        named = _identify(encoded, meta, with_announcement=False)
+        named = identify(encoded, meta, with_announcement=False)
         study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
         tenant = self._tenants.of(calling.ae_title)
         path = self._store.instance_path(study, series, sop, tenant=tenant)
@@ -298,7 +309,7 @@ class Listener:
         self._store.check_room(len(content))
         announced = None
         if arriving is None:
-            announced = _identify(encoded, meta, with_announcement=True).announced_instances
+            announced = identify(encoded, meta, with_announcement=True).announced_instances
         with self._register.storing(study, series, sop, calling, tenant) as receiving:
             receiving.announced_instances = announced or receiving.announced_instances
             if isinstance(encoded, InMemory):
@@ -308,6 +319,32 @@ class Listener:
         self._note_taken_in(named, calling, path)
         if len(receiving.sop_instance_uids) == receiving.announced_instances:
             self._watcher.look_now()
+
+    def _keep_written(self, written: WrittenInstance, calling: Calling) -> None:
+        named = written.named
+        study, series, sop = named.study_instance_uid, named.series_instance_uid, named.sop_instance_uid
+        tenant = self._tenants.of(calling.ae_title)
+        path = self._store.instance_path(study, series, sop, tenant=tenant)
+        try:
+            if self._register.find(study, series, tenant) is None or path.exists():
+                self._keep_copy(written, calling)
+                return
+            with self._register.storing(study, series, sop, calling, tenant) as receiving:
+                self._store.put_arrived(written.path, path)
+        except BaseException:
+            Path(written.path).unlink(missing_ok=True)
+            raise
+        self._note_taken_in(named, calling, path)
+        if len(receiving.sop_instance_uids) == receiving.announced_instances:
+            self._watcher.look_now()
+
+    def _keep_copy(self, written: WrittenInstance, calling: Calling) -> None:
+        """Of one whose content is to be looked into."""
+        named = written.named
+        meta = NamedFileMeta.of_c_store(named.sop_class_uid, named.sop_instance_uid, written.transfer_syntax_uid)
+        data_set = InMemory(mapped(Path(written.path))[len(meta.encoded) :])
+        self._keep(cast(BinaryIO, data_set), meta, calling)
+        Path(written.path).unlink()
 
     def _copy(self, encoded: BinaryIO, meta: NamedFileMeta, path: Path) -> None:
         with self._store.arriving_file(path) as file:
@@ -327,14 +364,6 @@ class Listener:
                     return set(arriving.sop_instance_uids)
         inputs = self._held.inputs_of_jobs(study_instance_uid, series_instance_uid, tenant)
         return {path.stem for path in inputs if path.exists()}
-
-
-def _identify(encoded: BinaryIO, meta: NamedFileMeta, *, with_announcement: bool) -> Identifiers:
-    check_is_ct(meta.sop_class_uid)
-    encoded.seek(0)
-    found = read_identifiers(encoded, meta.transfer_syntax_uid, with_announcement=with_announcement)
-    check_is_named(found, meta.sop_class_uid, meta.sop_instance_uid)
-    return found
 
 
 def _request(event: Event) -> C_STORE:

@@ -24,8 +24,8 @@ from services.dicom.file_meta import FILE_PREFIX, FileMeta, mapped, read_file_me
 from services.dicom.storage import ACCEPTED_TRANSFER_SYNTAXES
 from services.dicomweb.resource_urls import ResourceUrls
 from services.ingest.arriving_data_set import InMemory
-from services.ingest.held_instances import HeldInstances, check_is_ct, check_is_named
-from services.ingest.identifiers import Identifiers, read_identifiers
+from services.ingest.held_instances import HeldInstances
+from services.ingest.identifiers import Identifiers, check_is_ct, check_is_named, read_identifiers
 from services.ingest.storage_status import MISMATCH, OUT_OF_RESOURCES, UNSUPPORTED_TRANSFER_SYNTAX, storage_status
 from services.store.disk_room import means_full, no_room
 from services.store.jobs import JobStore

@@ -149,23 +149,31 @@ class StudyStore:
         Raises:
             StorageFull: the disk has no room.
         """
+        self.put_arrived(self.write_arriving(pieces), final_path)
+
+    def write_arriving(self, pieces: Sequence[bytes | memoryview]) -> str:
+        """The path of a complete file of these pieces, for `put_arrived`.
+
+        Raises:
+            StorageFull: the disk has no room.
+        """
         temporary = f"{self._arriving}/{self._name}-{os.getpid()}-{next(self._numbers)}"
-        try:
+        with _nothing_left(temporary):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                try:
-                    _write_whole(descriptor, pieces)
-                finally:
-                    os.close(descriptor)
-                self.put_in_place(temporary, final_path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
-        except OSError as error:
-            if error.errno in FULL_ERRNOS:
-                raise no_room() from error
-            raise
+                _write_whole(descriptor, pieces)
+            finally:
+                os.close(descriptor)
+        return temporary
+
+    def put_arrived(self, written: str, final_path: Path) -> None:
+        """Rename it; nothing is left of it where that fails.
+
+        Raises:
+            StorageFull: the disk has no room.
+        """
+        with _nothing_left(written):
+            self.put_in_place(written, final_path)
 
     def put_in_place(self, written: Path | str, final_path: Path) -> None:
         """Rename a complete file of the same file system."""
@@ -307,6 +315,19 @@ class StudyStore:
 def _series_directory(root: Path, study_instance_uid: str, series_instance_uid: str) -> Path:
     """Of those that are arriving each is asked for with every instance."""
     return root.joinpath("received", checked_uid(study_instance_uid), checked_uid(series_instance_uid))
+
+
+@contextmanager
+def _nothing_left(path: str) -> Iterator[None]:
+    """Of a file where an error goes through; that of a full disk is StorageFull."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
+            raise no_room() from error
+        raise
 
 
 def _write_whole(descriptor: int, pieces: Sequence[bytes | memoryview]) -> None:

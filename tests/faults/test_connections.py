@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from pydicom.dataset import Dataset
 
@@ -61,7 +62,12 @@ class Watched(ListenerProcess):
         self.idle_threads = self.threads()
 
     def highest_memory_bytes(self) -> int:
-        return self._status("VmHWM") * 1024
+        """Of the process; and what its receivers have for themselves, now."""
+        own = sum(one.memory_full_info().uss for one in self._receivers())
+        return self._status("VmHWM") * 1024 + own
+
+    def _receivers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
 
     def threads(self) -> int:
         return self._status("Threads")
@@ -73,9 +79,10 @@ class Watched(ListenerProcess):
     def nameless_files(self) -> list[str]:
         """Open ones, of data sets that are coming in."""
         opened = []
-        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed since
-                opened.append(os.readlink(descriptor))
+        for pid in (self.process.pid, *(one.pid for one in self._receivers())):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):  # closed since
+                    opened.append(os.readlink(descriptor))
         return [target for target in opened if target.startswith(f"{self.store.arriving_path}/")]
 
     def _status(self, name: str) -> int:

@@ -19,6 +19,7 @@ from pynetdicom.association import Association
 from services.delivery.storage_commitment import CommitmentReports
 from services.embedded_redis import free_port
 from services.ingest.intake_rules import AssociationRules, IntakeRules
+from services.ingest.receiver_pool import ReceiverPool
 from services.ingest.store_scp import Listener
 from services.requestor import Requestor
 from services.settings import Settings
@@ -107,7 +108,13 @@ class Receiving:
     """A listener in this process and what it works on; where the rules do not say who may come, everybody may."""
 
     def __init__(
-        self, settings: Settings, database: Database, rules: IntakeRules, *, associations_as_shipped: bool = False
+        self,
+        settings: Settings,
+        database: Database,
+        rules: IntakeRules,
+        *,
+        associations_as_shipped: bool = False,
+        receivers: ReceiverPool | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -117,7 +124,7 @@ class Receiving:
         reports, retrievals = CommitmentReports(Outbox(database), settings), RetrievalStore(database)
         if rules.associations == AssociationRules() and not associations_as_shipped:
             rules = rules.model_copy(update={"associations": EVERYBODY})
-        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, retrievals, reports)
+        self.listener = Listener(settings, self.store, self.jobs, self.queue, rules, retrievals, reports, receivers)
         self.listener.start()
 
     @property
