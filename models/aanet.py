@@ -17,6 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dilated_convolution import WORTH_PHASES, dilated_conv3d, dilated_conv3d_in_phases
+from models.group_norm import GroupNorm, is_for_openvino, norm_side_by_side
+from models.voxel_blocks import (
+    blocks_of,
+    conv3d_of_blocks,
+    conv_transpose3d_to_blocks,
+    halving_conv3d_of_blocks,
+    voxels_of,
+)
 
 VOXEL_MULTIPLE = 16
 """Depth, height and width of the input must be multiples of this; the caller pads (see `sliding_window`)."""
@@ -42,12 +50,11 @@ class StandardisedConv3d(nn.Conv3d):
     folded = False
 
     def standardised_weight(self) -> Tensor:
-        return _standardised(self.weight, self.out_channels).reshape(self.weight.shape)
+        return self.weight if self.folded else _standardised(self.weight, self.out_channels).reshape(self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.folded else self.standardised_weight()
-        # What is traced is for OpenVINO.
-        if self.dilation[0] >= WORTH_PHASES and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        weight = self.standardised_weight()
+        if self.dilation[0] >= WORTH_PHASES and is_for_openvino():
             return dilated_conv3d_in_phases(x, weight, self.dilation[0])
         if self.dilation[0] > 1:
             return dilated_conv3d(x, weight, self.dilation[0])
@@ -65,16 +72,17 @@ class StandardisedConvTranspose3d(nn.ConvTranspose3d):
     folded = False
 
     def standardised_weight(self) -> Tensor:
+        if self.folded:
+            return self.weight
         out_major = self.weight.transpose(0, 1)
         return _standardised(out_major, self.out_channels).reshape(self.weight.shape)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        weight = self.weight if self.folded else self.standardised_weight()
-        return F.conv_transpose3d(x, weight, None, self.stride)
+        return F.conv_transpose3d(x, self.standardised_weight(), None, self.stride)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
+def _group_norm(channels: int) -> GroupNorm:
+    return GroupNorm(channels // CHANNELS_PER_GROUP, channels)
 
 
 class ConvUnit(nn.Module):
@@ -155,7 +163,13 @@ class ArteryContextFusion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branches = (self.aspp0, self.aspp1, self.aspp2, self.aspp3, self.aspp4)
-        out: Tensor = self.transition(torch.cat([branch(x) for branch in branches], dim=1))
+        if is_for_openvino():  # which would bring each branch's channels first to put them side by side
+            together = torch.cat([branch.conv(x).permute(0, 2, 3, 4, 1) for branch in branches], dim=-1)
+            features = F.relu(norm_side_by_side(together, [branch.norm for branch in branches]))
+            features = features.permute(0, 4, 1, 2, 3)
+        else:
+            features = torch.cat([branch(x) for branch in branches], dim=1)
+        out: Tensor = self.transition(features)
         return out
 
 
@@ -171,6 +185,10 @@ class SegmentationHead(nn.Module):
         nn.init.constant_(self.seg_output.bias, -math.log((1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR))
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_for_openvino():
+            blocks = conv_transpose3d_to_blocks(x, self.up_conv.conv.standardised_weight())
+            blocks = F.relu(self.up_conv.norm.of_blocks(blocks))
+            return voxels_of(conv3d_of_blocks(blocks, self.seg_output.weight, self.seg_output.bias))
         # A convolution to one channel is five times as fast channels-last; GroupNorm before it is not.
         out: Tensor = self.seg_output(self.up_conv(x).contiguous(memory_format=torch.channels_last_3d))
         return out
@@ -241,7 +259,7 @@ class AANet(nn.Module):
         """
         if any(size % VOXEL_MULTIPLE for size in x.shape[2:]):
             raise ValueError(f"AANet needs sizes that are multiples of {VOXEL_MULTIPLE}, got {tuple(x.shape[2:])}")
-        half = self.block1(self.in_dw(self.in_conv(x)))
+        half = self.block1(self._stem(x))
         quarter = self.block2(self.block1_dw(half))
         eighth = self.block3(self.block2_dw(quarter))
         sixteenth = self.block4(self.block3_dw(eighth))
@@ -261,6 +279,15 @@ class AANet(nn.Module):
         if self.segheadvein is None:
             return embolus_logits, artery_logits
         return embolus_logits, artery_logits, self.segheadvein(context)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        """To half resolution."""
+        if not is_for_openvino():
+            out: Tensor = self.in_dw(self.in_conv(x))
+            return out
+        blocks = conv3d_of_blocks(blocks_of(x), self.in_conv.conv.standardised_weight())
+        blocks = F.relu(self.in_conv.norm.of_blocks(blocks))
+        return F.relu(self.in_dw.norm(halving_conv3d_of_blocks(blocks, self.in_dw.conv.standardised_weight())))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 1, D, H, W) -> probabilities, each (N, 1, D, H, W): ``segs`` (embolus), ``segvs`` (artery) and, where

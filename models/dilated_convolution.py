@@ -29,20 +29,22 @@ def dilated_conv3d(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 def dilated_conv3d_in_phases(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """The same answer by an undilated convolution: a dilated one never mixes voxels whose places differ modulo the
-    dilation, so that each such phase is an image of its own in the batch.
+    """The same answer by a convolution that is dilated along rows alone: it never mixes planes, or rows, whose places
+    differ modulo the dilation, so that each such phase is an image of its own in the batch.
 
-    For OpenVINO, whose bf16 convolution at dilation 9 takes 2.5 times as long (one core, 64 -> 16 channels, 56^3).
+    For OpenVINO, whose bf16 convolution at dilation 9 takes 6 times as long (two cores, 64 -> 16 channels, 56^3).
+    Channels come last throughout, as they do around it: then phases are made of whole rows.
     """
-    batch, channels = x.shape[:2]
-    extents = [x.shape[axis] for axis in (2, 3, 4)]
-    z, y, w = ((extent + dilation - 1) // dilation for extent in extents)
-    x = F.pad(x, (0, dilation - 1) * 3)[:, :, : z * dilation, : y * dilation, : w * dilation]
-    phases = x.reshape(batch, channels, z, dilation, y, dilation, w, dilation).permute(0, 3, 5, 7, 1, 2, 4, 6)
-    out = F.conv3d(phases.reshape(-1, channels, z, y, w), weight, padding=1)
-    out = out.reshape(batch, dilation, dilation, dilation, weight.shape[0], z, y, w).permute(0, 4, 5, 1, 6, 2, 7, 3)
-    out = out.reshape(batch, weight.shape[0], z * dilation, y * dilation, w * dilation)
-    return out[:, :, : extents[0], : extents[1], : extents[2]]
+    batch, channels, depth, height, width = x.shape
+    z, y = ((extent + dilation - 1) // dilation for extent in (depth, height))
+    rows = x.permute(0, 2, 3, 4, 1).reshape(batch, depth, height, width * channels)
+    rows = F.pad(rows, (0, 0, 0, y * dilation - height, 0, z * dilation - depth))
+    phases = rows.reshape(batch, z, dilation, y, dilation, -1).permute(0, 2, 4, 1, 3, 5)
+    phases = phases.reshape(-1, z, y, width, channels).permute(0, 4, 1, 2, 3)
+    out = F.conv3d(phases, weight, padding=(1, 1, dilation), dilation=(1, 1, dilation)).permute(0, 2, 3, 4, 1)
+    out = out.reshape(batch, dilation, dilation, z, y, -1).permute(0, 3, 1, 4, 2, 5)
+    out = out.reshape(batch, z * dilation, y * dilation, width, weight.shape[0])
+    return out[:, :depth, :height].permute(0, 4, 1, 2, 3)
 
 
 class _DilatedConv3d(torch.autograd.Function):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.group_norm import GroupNorm
+
 
 class SliceNetwork(nn.Module, ABC):
     """A network of axial slices: (N, in_channels, H, W) -> logits (N, out_channels, H, W).
@@ -74,7 +76,7 @@ class RecurrentConv(nn.Module):
 
     def __init__(self, channels: int, recurrences: int = 2) -> None:
         super().__init__()
-        norm = nn.GroupNorm(math.gcd(channels, 8), channels)
+        norm = GroupNorm(math.gcd(channels, 8), channels)
         self.conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), norm, nn.ReLU(inplace=True))
         self.recurrences = recurrences
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.aanet import FOREGROUND_PRIOR, AANet
+from models.aanet import FOREGROUND_PRIOR, AANet, EmbolusAndArtery
 
 PUBLISHED = Path(__file__).parents[2] / "../shared/data/aanet"
 NARROW = {"n_filters": (16, 24, 32, 48), "en_blocks": (1, 1, 1, 1), "de_blocks": (1, 1, 1), "stem": 8, "aspp": 8}
@@ -157,3 +157,15 @@ def test_a_third_head_says_what_is_vein_and_changes_nothing_else() -> None:
     torch.testing.assert_close(embolus, expected[0])
     torch.testing.assert_close(artery, expected[1])
     torch.testing.assert_close(outputs["segveins"], torch.sigmoid(vein))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_graph_for_openvino_computes_what_the_network_does() -> None:
+    """Its layers are arranged otherwise; in float32 the answers differ by rounding alone."""
+    network = EmbolusAndArtery(random_aanet())
+    with torch.no_grad():
+        graph = torch.jit.trace(network, torch.zeros(1, 1, 32, 32, 32), check_trace=False)
+        torch.manual_seed(1)
+        x = torch.rand(2, 1, 48, 32, 64)
+        expected = network(x)
+        torch.testing.assert_close(graph(x), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
