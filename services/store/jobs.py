@@ -68,6 +68,20 @@ _CLAIM = (
     .returning(JobRow)
     .execution_options(synchronize_session=False)
 )
+_HELD = (
+    JobRow.id == bindparam("job"),
+    JobRow.state == JobState.RUNNING.value,
+    JobRow.lease_owner == bindparam("owner"),
+)
+_LEASE = select(JobRow.cancel_requested).where(*_HELD)
+_RENEW = (
+    update(JobRow)
+    .where(*_HELD)
+    .values(lease_expires_at=bindparam("lease_until"), updated_at=bindparam("now"))
+    .returning(JobRow.cancel_requested)
+    .execution_options(synchronize_session=False)
+)
+_RENEW_AND_SHOW = _RENEW.values(stage=bindparam("reached_stage"), progress=bindparam("reached_progress"))
 _JOBS_NAMED = select(JobRow).where(JobRow.id.in_(bindparam("ids", expanding=True)))
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
@@ -608,17 +622,12 @@ class JobStore:
         self, job_id: str, owner: str, *, lease_s: float, reached: tuple[Stage, float] | None = None
     ) -> LeaseAnswer:
         """`reached`, where it is to be shown: the stage, and the fraction of the whole job, 0..1."""
-        shown = {} if reached is None else {"stage": reached[0].value, "progress": reached[1]}
+        now = utc_now()
+        values = {"job": job_id, "owner": owner, "now": now, "lease_until": now + timedelta(seconds=lease_s)}
+        if reached is not None:
+            values |= {"reached_stage": reached[0].value, "reached_progress": reached[1]}
         with self._database.write() as session:
-            held = _try_change(
-                session,
-                job_id,
-                [JobState.RUNNING],
-                JobRow.lease_owner == owner,
-                lease_expires_at=utc_now() + timedelta(seconds=lease_s),
-                **shown,
-            )
-            return _lease(session, job_id, owner) if held else LeaseAnswer.LOST
+            return _answer(session.scalar(_RENEW if reached is None else _RENEW_AND_SHOW, values))
 
     def look_at_lease(self, job_id: str, owner: str) -> LeaseAnswer:
         """How the lease stands, without renewing it: one read."""
@@ -822,6 +831,7 @@ def _try_change(session: Session, job_id: str, states: Sequence[JobState], *cond
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state.in_([state.value for state in states]), *conditions)
         .values(updated_at=utc_now(), **values)
+        .execution_options(synchronize_session=False)  # no row that was read before is used after
     )
     return _rows(session.execute(statement)) == 1
 
@@ -838,6 +848,8 @@ def _change(session: Session, job_id: str, states: Sequence[JobState], *conditio
 
 def _add_to_outbox(session: Session, job_id: str, deliveries: Sequence[Delivery | Notification]) -> None:
     """In the transaction that ends the job. What a destination has from an earlier attempt is not sent again."""
+    if not deliveries:
+        return
     sent = select(OutboxRow.destination, func.coalesce(OutboxRow.sop_instance_uid, OutboxRow.message_id))
     already = set(session.execute(sent.where(OutboxRow.job_id == job_id)).tuples())
     now = utc_now()
@@ -874,11 +886,11 @@ def _end_wanted(session: Session, job_id: str, owner: str, **values: Any) -> Non
 
 
 def _lease(session: Session, job_id: str, owner: str) -> LeaseAnswer:
-    cancelled = session.scalar(
-        select(JobRow.cancel_requested).where(
-            JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, JobRow.lease_owner == owner
-        )
-    )
+    return _answer(session.scalar(_LEASE, {"job": job_id, "owner": owner}))
+
+
+def _answer(cancelled: bool | None) -> LeaseAnswer:
+    """What `cancel_requested` says, of a job that is still held."""
     if cancelled is None:
         return LeaseAnswer.LOST
     return LeaseAnswer.CANCEL_REQUESTED if cancelled else LeaseAnswer.HELD
