@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
-import h11
-from h11._readers import ContentLengthReader
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +21,27 @@ LOOK_S = 20.0
 LEAST_BYTES_PER_S = 1024
 TAKE_S = 30.0
 CONNECTIONS_MAX = 1000
+_HEAD_MAX_BYTES = 1 << 16
+_PIPELINED_MAX = 100  # requests that wait for the one before, which hardly any client sends
 _RECEIVED_AT_ONCE_BYTES = 1 << 15  # asyncio reads 256 KiB, which 200 uploads at a time would make 50 MiB
 _RECEIVED_TOGETHER_BYTES = 1 << 20  # by all requests: one upload alone gets the most
 _MOST_RECEIVED_AT_ONCE_BYTES = 1 << 20  # what the loop does for one piece costs as much as receiving 256 KiB
 
 
-class BoundedProtocol(H11Protocol):
+class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._received = 0
+        self._was_held_back = False  # by us, since the last look
+        self._in_head = False
+        self._head_bytes = 0  # received since the last piece of a body, or the last end of a header
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._receive_at_once(_RECEIVED_AT_ONCE_BYTES)
         self._opened_at = self.loop.time()
-        self._received = 0
-        self._was_held_back = False  # by us, since the last look
         self._look_timer = self.loop.call_later(LOOK_S, self._look)
         self._take_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > CONNECTIONS_MAX:
@@ -48,33 +54,75 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        if not self._takes_as_body(data):
-            super().data_received(data)
+        self._head_bytes += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        if self._head_bytes > _HEAD_MAX_BYTES:
+            self.send_400_response("The request's header is too long.")
+            return
+        if len(self.pipeline) > _PIPELINED_MAX:
+            self._cut_off("asks for more than it takes")
+            return
         self._was_held_back |= self.flow.read_paused
-        if self.conn.their_state is h11.SEND_BODY:
-            share = _RECEIVED_TOGETHER_BYTES // max(1, len(self.tasks))
-            self._receive_at_once(max(_RECEIVED_AT_ONCE_BYTES, min(share, _MOST_RECEIVED_AT_ONCE_BYTES)))
+        has_body = self.cycle is not None and self.cycle.more_body
+        share = _RECEIVED_TOGETHER_BYTES // max(1, len(self.tasks)) if has_body else 0
+        self._receive_at_once(max(_RECEIVED_AT_ONCE_BYTES, min(share, _MOST_RECEIVED_AT_ONCE_BYTES)))
 
-    def _takes_as_body(self, data: bytes) -> bool:
-        """Whether `data` was handed on as it is, a piece from the middle of a body with a length.
+    def _parse(self, data: bytes) -> None:
+        """A request that asks for another protocol is parsed again as if it did not: nobody here speaks one.
 
-        h11 and uvicorn would copy it five times. The last piece is theirs: with it the request ends.
+        httptools would take its body for that protocol, and the next feed for the next request.
         """
-        reader, body = self.conn._reader, self.cycle.body if self.cycle else b""
-        if (
-            not isinstance(reader, ContentLengthReader)
-            or self.conn.states != {h11.CLIENT: h11.SEND_BODY, h11.SERVER: h11.SEND_RESPONSE}
-            or self.conn.they_are_waiting_for_100_continue
-            or self.conn.trailing_data[0]
-            or len(data) >= reader._remaining
-        ):
-            return False
-        reader._remaining -= len(data)
-        self.cycle.body = body + data if body else data  # type: ignore[assignment]
-        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+        while len(self.pipeline) <= _PIPELINED_MAX:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                method = self.parser.get_method()
+                if method == b"CONNECT":
+                    raise httptools.HttpParserError("no tunnels") from None
+                line = b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())
+                fields = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+                data = b"\r\n".join([line, *fields, b"", b""]) + data[upgrade.args[0] :]
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what follows a body in chunks would be added to them
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        if not self.parser.should_upgrade():
+            if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+                raise httptools.HttpParserError("RFC 9112 section 3.2: one Host")
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece that nothing waits before is handed on as it is; uvicorn would copy it twice."""
+        self._head_bytes = 0
+        if not self.cycle.body:
+            self.cycle.body = body  # type: ignore[assignment]
+            body = b""
+        elif isinstance(self.cycle.body, bytes):
+            self.cycle.body = bytearray(self.cycle.body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline:  # what is asked waits where it is
             self.flow.pause_reading()
-        self.cycle.message_event.set()
-        return True
 
     def _receive_at_once(self, count: int) -> None:
         self.transport.max_size = count  # type: ignore[attr-defined]
@@ -89,7 +137,7 @@ class BoundedProtocol(H11Protocol):
         self._stop_waiting_for_taking()
 
     def _look(self) -> None:
-        owes = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        owes = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
         held_back = self._was_held_back or self.flow.read_paused
         if owes and not held_back and self._received < LOOK_S * LEAST_BYTES_PER_S:
             self._cut_off("sends its request too slowly")

@@ -1,4 +1,7 @@
-"""Job rows as the API shows them."""
+"""Jobs as the API shows them.
+
+What is looked at all day is written as JSON at once. It is what the schemas say: tests read it with them.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
+
 from api.gateway import Gateway
-from api.schemas import (
-    DeliverySchema,
-    FindingsSchema,
-    JobErrorSchema,
-    JobPageSchema,
-    JobSchema,
-    JobSummarySchema,
-    LinksSchema,
-    ProgressSchema,
-)
+from api.schemas import JobSchema, ProgressSchema
 from imaging.errors import NotFound, Reason
 from imaging.findings import Findings, Outcome
 from services.delivery.sent_object import status_text, warning_of
-from services.store.rows import FINAL_STATES, DeliveryState, JobRow, JobState, OutboxRow
+from services.store.rows import FINAL_STATES, DeliveryState, JobRow, JobState
+from services.store.shown_job import ShownDelivery, ShownJob
 
 _TRIED_AGAIN = (DeliveryState.PENDING, DeliveryState.STORED)
 _WITH_RESULT = (JobState.DELIVERING, JobState.COMPLETED)
@@ -34,22 +31,22 @@ def has_ended(job: JobRow) -> bool:
     return job.state in FINAL_STATES
 
 
-def has_result(job: JobRow) -> bool:
+def has_result(job: JobRow | ShownJob) -> bool:
     """Segmentation files and findings are there, though a destination may still wait for them."""
     return job.state in _WITH_RESULT
 
 
-def has_refusal(job: JobRow) -> bool:
+def has_refusal(job: JobRow | ShownJob) -> bool:
     """It is written why nothing is said: a worker found that nothing can be, or the work failed."""
     return job.state in (JobState.NOT_ANALYSABLE, JobState.FAILED) and job.findings is not None
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as the API shows it, to those who see its tenant's jobs."""
+    """A job as JSON, for those who see its tenant's jobs."""
 
     tenant: str
-    shown: JobSchema
+    json: bytes
 
 
 def job_view(gateway: Gateway, job_id: str) -> JobSchema:
@@ -57,31 +54,28 @@ def job_view(gateway: Gateway, job_id: str) -> JobSchema:
     view = job_views(gateway, [job_id]).get(job_id)
     if view is None:
         raise NotFound(f"no job {job_id!r}")
-    return view.shown
+    return JobSchema.model_validate_json(view.json)
 
 
 def job_views(gateway: Gateway, job_ids: Collection[str]) -> dict[str, JobView]:
     """Of those jobs that there are, by id. As many queries for many as for one, unless jobs could be tried again."""
-    jobs = gateway.jobs.those_of(job_ids)
+    jobs = gateway.jobs.shown(job_ids)
     positions = _positions(gateway, jobs)
-    deliveries = gateway.outbox.of_jobs(job_ids)
+    deliveries = gateway.outbox.shown_of(job_ids)
     return {
-        job.id: JobView(job.tenant, _job(gateway, job, positions.get(job.id), deliveries.get(job.id, [])))
+        job.id: JobView(job.tenant, _json(_job(gateway, job, positions.get(job.id), deliveries.get(job.id, []))))
         for job in jobs
     }
 
 
-def page_view(gateway: Gateway, jobs: Sequence[JobRow], following: str | None) -> JobPageSchema:
-    """One page of the worklist; `following` is the cursor of the next one."""
+def page_view(gateway: Gateway, jobs: Sequence[ShownJob], following: str | None) -> bytes:
+    """One page of the worklist, as JSON; `following` is the cursor of the next one."""
     positions = _positions(gateway, jobs)
-    parked = gateway.outbox.parked_of([job.id for job in jobs])
-    lines = [
-        JobSummarySchema.model_validate(_summary(job, positions.get(job.id), parked.get(job.id, 0))) for job in jobs
-    ]
-    return JobPageSchema(jobs=lines, next=following)
+    lines = [_summary(job, positions.get(job.id)) for job in jobs]
+    return _json({"jobs": lines, "next": following})
 
 
-def _positions(gateway: Gateway, jobs: Sequence[JobRow]) -> dict[str, int]:
+def _positions(gateway: Gateway, jobs: Sequence[ShownJob]) -> dict[str, int]:
     """Places in the queue; of nobody else where one of these alone waits."""
     queued = [job for job in jobs if job.state == JobState.QUEUED]
     if len(queued) > 1:
@@ -89,23 +83,24 @@ def _positions(gateway: Gateway, jobs: Sequence[JobRow]) -> dict[str, int]:
     return {job.id: position for job in queued if (position := gateway.jobs.queue_position(job)) is not None}
 
 
-def _job(gateway: Gateway, job: JobRow, position: int | None, deliveries: Sequence[OutboxRow]) -> JobSchema:
-    findings = findings_of(job)
-    return JobSchema.model_validate(
-        _summary(job, position, sum(row.state == DeliveryState.PARKED for row in deliveries))
-        | {
-            "expected_wait_s": None if position is None else gateway.line.expected_wait_s(position),
-            "completion_reason": job.completion_reason,
-            "supersedes": job.supersedes,
-            "attempts": job.attempts,
-            "can_retry": gateway.jobs.can_retry(job),
-            "inputs_purged_at": job.inputs_purged_at,
-            "results_purged_at": job.results_purged_at,
-            "stage_seconds": job.stage_seconds,
-            "findings": None if findings is None else FindingsSchema.model_validate(findings),
-            "deliveries": [_delivery(row) for row in deliveries],
-        }
-    )
+def _job(gateway: Gateway, job: ShownJob, position: int | None, deliveries: Sequence[ShownDelivery]) -> dict[str, Any]:
+    """What `JobSchema` says."""
+    return _summary(job, position) | {
+        "expected_wait_s": None if position is None else gateway.line.expected_wait_s(position),
+        "completion_reason": job.completion_reason,
+        "supersedes": job.supersedes,
+        "attempts": job.attempts,
+        "can_retry": gateway.jobs.can_retry(job),
+        "inputs_purged_at": job.inputs_purged_at,
+        "results_purged_at": job.results_purged_at,
+        "stage_seconds": job.stage_seconds,
+        "findings": findings_of(job),
+        "deliveries": [_delivery(one) for one in deliveries],
+    }
+
+
+def _json(shown: dict[str, Any]) -> bytes:
+    return to_json(shown, inf_nan_mode="null")
 
 
 def progress_view(gateway: Gateway, job_id: str) -> ProgressSchema:
@@ -122,7 +117,7 @@ def progress_view(gateway: Gateway, job_id: str) -> ProgressSchema:
     )
 
 
-def findings_of(job: JobRow) -> dict[str, Any] | None:
+def findings_of(job: JobRow | ShownJob) -> dict[str, Any] | None:
     """The findings; for a series that was set aside before any worker saw it, those that say so."""
     if job.findings is not None or job.state != JobState.NOT_ANALYSABLE:
         return job.findings
@@ -130,16 +125,17 @@ def findings_of(job: JobRow) -> dict[str, Any] | None:
     return Findings(Outcome.NOT_ANALYSABLE, reasons=reasons).to_dict()
 
 
-def _summary(job: JobRow, queue_position: int | None, deliveries_parked: int) -> dict[str, Any]:
+def _summary(job: ShownJob, queue_position: int | None) -> dict[str, Any]:
+    """What `JobSummarySchema` says."""
     findings = job.findings if has_result(job) else None
-    error = None if job.error_code is None else JobErrorSchema(code=job.error_code, message=job.error_message or "")
+    error = None if job.error_code is None else {"code": job.error_code, "message": job.error_message or ""}
     return {
         "id": job.id,
         "state": job.state,
         "stage": job.stage,
         "progress": job.progress,
         "queue_position": queue_position,
-        "deliveries_parked": deliveries_parked,
+        "deliveries_parked": job.deliveries_parked,
         "priority": job.priority,
         "source": job.source,
         "input_kind": job.input_kind,
@@ -162,41 +158,42 @@ def _summary(job: JobRow, queue_position: int | None, deliveries_parked: int) ->
     }
 
 
-def _links(job: JobRow) -> LinksSchema:
+def _links(job: ShownJob) -> dict[str, str | None]:
     path = job_path(job.id)
     with_result = has_result(job)
     with_files = job.results_purged_at is None
     has_findings = with_result or job.state == JobState.NOT_ANALYSABLE or has_refusal(job)
     with_result &= with_files
     has_report = (with_result or (has_refusal(job) and with_files)) and job.input_kind == "dicom"
-    return LinksSchema(
-        itself=path,
-        events=f"{path}/events",
-        findings=f"{path}/findings" if has_findings else None,
-        seg=f"{path}/seg.dcm" if with_result and job.input_kind == "dicom" else None,
-        sr=f"{path}/sr.dcm" if has_report else None,
-        report=f"{path}/report.pdf" if has_report else None,
-        key_images=f"{path}/key-images.zip" if has_report else None,
-        mask=f"{path}/mask.nii.gz" if with_result else None,
-        artery=f"{path}/artery.nii.gz" if with_result else None,
-        preview=f"{path}/preview.png" if with_result else None,
-    )
+    return {
+        "self": path,
+        "events": f"{path}/events",
+        "findings": f"{path}/findings" if has_findings else None,
+        "seg": f"{path}/seg.dcm" if with_result and job.input_kind == "dicom" else None,
+        "sr": f"{path}/sr.dcm" if has_report else None,
+        "report": f"{path}/report.pdf" if has_report else None,
+        "key_images": f"{path}/key-images.zip" if has_report else None,
+        "mask": f"{path}/mask.nii.gz" if with_result else None,
+        "artery": f"{path}/artery.nii.gz" if with_result else None,
+        "preview": f"{path}/preview.png" if with_result else None,
+    }
 
 
-def _delivery(row: OutboxRow) -> DeliverySchema:
-    return DeliverySchema(
-        id=row.id,
-        destination=row.destination,
-        state=DeliveryState(row.state),
-        attempts=row.attempts,
-        sop_instance_uid=row.sop_instance_uid,
-        message_id=row.message_id,
-        last_attempt_at=row.last_attempt_at,
-        last_error=row.last_error,
-        dimse_status=None if row.dimse_status is None else status_text(row.dimse_status),
-        status_comment=row.status_comment,
-        warning=None if row.last_error is not None or row.dimse_status is None else warning_of(row.dimse_status),
-        next_attempt_at=row.next_attempt_at if row.state in _TRIED_AGAIN else None,
-        delivered_at=row.delivered_at,
-        committed_at=row.committed_at,
-    )
+def _delivery(row: ShownDelivery) -> dict[str, Any]:
+    """What `DeliverySchema` says."""
+    return {
+        "id": row.id,
+        "destination": row.destination,
+        "state": row.state,
+        "attempts": row.attempts,
+        "sop_instance_uid": row.sop_instance_uid,
+        "message_id": row.message_id,
+        "last_attempt_at": row.last_attempt_at,
+        "last_error": row.last_error,
+        "dimse_status": None if row.dimse_status is None else status_text(row.dimse_status),
+        "status_comment": row.status_comment,
+        "warning": None if row.last_error is not None or row.dimse_status is None else warning_of(row.dimse_status),
+        "next_attempt_at": row.next_attempt_at if row.state in _TRIED_AGAIN else None,
+        "delivered_at": row.delivered_at,
+        "committed_at": row.committed_at,
+    }

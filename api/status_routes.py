@@ -19,6 +19,7 @@ from api.schemas import JobPageSchema, JobSchema
 from imaging.errors import NotFound
 from services.store.jobs import JobFilter
 from services.store.rows import JobRow, JobState, Priority, Source
+from services.store.shown_job import ShownJob
 
 router = APIRouter(tags=["segment"])
 
@@ -50,9 +51,9 @@ class StatusReads:
 
     def _page(self, asked: _PageAsked) -> bytes:
         after = None if asked.cursor is None else _row_at(asked.cursor)
-        found = self._gateway.jobs.page(asked.wanted, limit=asked.limit + 1, after=after)
+        found = self._gateway.jobs.shown_page(asked.wanted, limit=asked.limit + 1, after=after)
         jobs = found[: asked.limit]
-        return _json(page_view(self._gateway, jobs, _next(jobs[-1]) if len(found) > asked.limit else None))
+        return page_view(self._gateway, jobs, _next(jobs[-1]) if len(found) > asked.limit else None)
 
 
 @router.get("/segment", summary="List jobs", response_model=JobPageSchema, responses=problem_responses())
@@ -80,7 +81,7 @@ async def get_job(job_id: str, request: Request, caller: Caller) -> Response:
     view = await _reads(request).jobs.ask(known)
     if view is None or not caller.sees(view.tenant):
         raise NotFound(f"no job {known!r}")
-    return Response(_json(view.shown), media_type="application/json")
+    return Response(view.json, media_type="application/json")
 
 
 def _reads(request: Request) -> StatusReads:
@@ -88,11 +89,7 @@ def _reads(request: Request) -> StatusReads:
     return reads
 
 
-def _json(shown: JobSchema | JobPageSchema) -> bytes:
-    return shown.model_dump_json(by_alias=True).encode()
-
-
-def _next(last: JobRow) -> str:
+def _next(last: ShownJob) -> str:
     return cursor_after(last.created_at, last.id)
 
 

@@ -20,4 +20,4 @@ if __name__ == "__main__":
     # The protocol is named for asyncio, which leaves TCP_NODELAY off otherwise.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", int(sys.argv[1])))
-    uvicorn.Server(uvicorn.Config(app, access_log=False, log_config=None, http="h11")).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(app, access_log=False, log_config=None, http="httptools")).run(sockets=[listening])

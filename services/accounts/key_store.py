@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.exc import OperationalError
@@ -27,6 +27,22 @@ log = logging.getLogger(__name__)
 FIRST_KEY_FILE = "first.key"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}")  # no colon: "oidc:..." are callers of another kind
 _NOTED_EVERY = timedelta(minutes=1)  # a request does not write each time
+
+
+class _UsableKey(NamedTuple):
+    """The columns of `ApiKeyRow` that say who calls."""
+
+    id: str
+    name: str
+    tenant: str
+    scopes: list[str]
+    secret_hash: str
+    max_upload_bytes: int | None
+    created_at: datetime
+    last_used_at: datetime | None
+
+
+_USABLE = select(*(getattr(ApiKeyRow, name) for name in _UsableKey._fields))
 
 
 class KeyStore:
@@ -172,38 +188,39 @@ class KeyStore:
     def principal_of_session(self, token: str) -> Principal | None:
         """The caller of a browser session that has neither ended nor lost its key."""
         query = (
-            select(ApiKeyRow)
+            _USABLE.select_from(ApiKeyRow)
             .join(BrowserSessionRow, BrowserSessionRow.key_id == ApiKeyRow.id)
             .where(BrowserSessionRow.token_hash == hashed(token), BrowserSessionRow.expires_at > utc_now(), *_usable())
         )
-        with self._database.read() as session:
-            row = session.scalars(query).first()
-        if row is None:
+        with self._database.look() as connection:
+            found = connection.execute(query).first()
+        if found is None:
             return None
-        self._note_use([row])
-        return _principal(row)
+        key = _UsableKey._make(found)
+        self._note_use([key])
+        return _principal(key)
 
     def close_session(self, token: str) -> None:
         with self._database.write() as session:
             session.execute(delete(BrowserSessionRow).where(BrowserSessionRow.token_hash == hashed(token)))
 
-    def _usable_rows(self, texts: Collection[str]) -> dict[str, ApiKeyRow]:
+    def _usable_rows(self, texts: Collection[str]) -> dict[str, _UsableKey]:
         """Of those texts that are keys; each checked in constant time."""
         keys = {text: key for text in texts if (key := ApiKey.parse(text)) is not None}
         if not keys:
             return {}
         asked = {"ids": list({key.id for key in keys.values()}), "now": utc_now()}
-        with self._database.read() as session:
-            rows = {row.id: row for row in session.scalars(_USABLE_NAMED, asked)}
+        with self._database.look() as connection:
+            rows = {row.id: row for row in map(_UsableKey._make, connection.execute(_USABLE_NAMED, asked).all())}
         return {
             text: rows[key.id] for text, key in keys.items() if key.id in rows and key.matches(rows[key.id].secret_hash)
         }
 
-    def _note_use(self, rows: Collection[ApiKeyRow]) -> None:
+    def _note_use(self, rows: Collection[_UsableKey]) -> None:
         if noted := self._to_be_noted(rows):
             self._note(noted)
 
-    def _to_be_noted(self, rows: Collection[ApiKeyRow]) -> list[str]:
+    def _to_be_noted(self, rows: Collection[_UsableKey]) -> list[str]:
         """Ids of those whose use was not noted for a while; it counts as noted from now on."""
         now = utc_now()
         due = [
@@ -247,7 +264,7 @@ def _row(key: ApiKey, name: str, *, scopes: Iterable[Scope], tenant: str = DEFAU
     )
 
 
-def _principal(row: ApiKeyRow) -> Principal:
+def _principal(row: _UsableKey) -> Principal:
     return Principal(row.name, row.tenant, frozenset(map(Scope, row.scopes)), row.max_upload_bytes)
 
 
@@ -266,6 +283,6 @@ def _write_for_owner(path: Path, text: str) -> None:
 
 
 # Asked at every request: built once.
-_USABLE_NAMED = select(ApiKeyRow).where(
+_USABLE_NAMED = _USABLE.where(
     ApiKeyRow.id.in_(bindparam("ids", expanding=True)), *_usable_at(bindparam("now", type_=UtcDateTime()))
 )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError
@@ -30,6 +31,8 @@ _BUSY_TIMEOUT_MS = 30_000
 _LOOK_AGAIN_S = 0.002  # a write takes about as long
 _SOON_S = 0.5  # after which somebody holds the lock who is none of us
 _LOOK_AGAIN_LATER_S = 0.05
+# A row may name a patient: not into a log. What is read of JSON is read five times as fast as by Python's own.
+_HOW: dict[str, Any] = {"hide_parameters": True, "json_deserializer": from_json}
 
 
 class Database:
@@ -41,10 +44,10 @@ class Database:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
             Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-            self.engine = create_engine(url, hide_parameters=True)  # a row may name a patient: not into a log
+            self.engine = create_engine(url, **_HOW)
             _prepare_sqlite(self.engine, "FULL" if durability is Durability.POWER else "NORMAL")
         else:
-            self.engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
+            self.engine = create_engine(url, **_HOW, pool_pre_ping=True)
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
         self._writing = sessionmaker(self.engine.execution_options(writes=True), expire_on_commit=False)
 
@@ -57,6 +60,12 @@ class Database:
         """A transaction that only reads."""
         with self._reading.begin() as session:
             yield session
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """As `read`, for who wants columns and no rows: without a session it costs half."""
+        with self.engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def write(self) -> Iterator[Session]:

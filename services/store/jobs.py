@@ -15,12 +15,13 @@ import sys
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from functools import cache
 from typing import Any
 
-from sqlalchemy import CursorResult, and_, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import CursorResult, Integer, Select, and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -37,7 +38,9 @@ from services.store.rows import (
     Priority,
     Source,
     Stage,
+    UtcDateTime,
 )
+from services.store.shown_job import SELECT_SHOWN_JOBS, ShownJob
 
 WORKER_LOST = "worker_lost"  # the error code of an attempt whose worker went silent
 STORAGE_FULL = "storage_full"  # of one that had no room for its result
@@ -51,7 +54,10 @@ _IN_THE_ORDER_OF_STARTS = (
     select(JobRow.id)
     .where(JobRow.state == JobState.QUEUED.value)
     .order_by(case((JobRow.priority == Priority.STAT.value, 0), else_=1), JobRow.queued_at)
+    .subquery()
 )
+# One row of all ids: SQLite gives the interpreter away for every row, to whoever waits for it.
+_QUEUE = select(func.aggregate_strings(_IN_THE_ORDER_OF_STARTS.c.id, " "))
 _CLAIM = (
     update(JobRow)
     .where(JobRow.id == bindparam("job"), JobRow.state == JobState.QUEUED.value)
@@ -82,7 +88,7 @@ _RENEW = (
     .execution_options(synchronize_session=False)
 )
 _RENEW_AND_SHOW = _RENEW.values(stage=bindparam("reached_stage"), progress=bindparam("reached_progress"))
-_JOBS_NAMED = select(JobRow).where(JobRow.id.in_(bindparam("ids", expanding=True)))
+_SHOWN_NAMED = SELECT_SHOWN_JOBS.where(JobRow.id.in_(bindparam("ids", expanding=True)))
 _RETRIED_STATES = (JobState.FAILED, JobState.CANCELLED, JobState.NOT_ANALYSABLE)
 
 
@@ -176,6 +182,10 @@ class JobFilter:
     study_instance_uid: str | None = None
     series_instance_uid: str | None = None
     tenant: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """The values that are asked for, by their columns' names."""
+        return {field.name: str(value) for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 def _nothing() -> None:
@@ -464,10 +474,10 @@ class JobStore:
             raise NotFound(f"no job {job_id!r}")
         return job
 
-    def those_of(self, job_ids: Collection[str]) -> Sequence[JobRow]:
+    def shown(self, job_ids: Collection[str]) -> Sequence[ShownJob]:
         """Those of the jobs that there are; one query."""
-        with self._database.read() as session:
-            return session.scalars(_JOBS_NAMED, {"ids": list(job_ids)}).all()
+        with self._database.look() as connection:
+            return [ShownJob._make(job) for job in connection.execute(_SHOWN_NAMED, {"ids": list(job_ids)}).all()]
 
     def unknown_among(self, job_ids: Sequence[str]) -> set[str]:
         """Those of the ids that no job has."""
@@ -481,27 +491,17 @@ class JobStore:
 
     def page(self, wanted: JobFilter, *, limit: int, after: JobRow | None = None) -> Sequence[JobRow]:
         """Newest first; `after` is the last row of the page before. Cost does not grow with depth."""
-        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
-        for column, value in (
-            (JobRow.state, wanted.state),
-            (JobRow.source, wanted.source),
-            (JobRow.priority, wanted.priority),
-            (JobRow.study_instance_uid, wanted.study_instance_uid),
-            (JobRow.series_instance_uid, wanted.series_instance_uid),
-            (JobRow.tenant, wanted.tenant),
-        ):
-            if value is not None:
-                query = query.where(column == str(value))
-        if after is not None:
-            # The first condition says nothing that the second does not, and is what an index can begin with.
-            query = query.where(
-                JobRow.created_at <= after.created_at,
-                or_(JobRow.created_at < after.created_at, JobRow.id < after.id),
-            )
+        query = _page_of(select(JobRow), wanted.given(), is_continued=after is not None)
         with self._database.read() as session:
-            return session.scalars(query).all()
+            return session.scalars(query, _page_asked(wanted, limit, after)).all()
 
-    def queue_position(self, job: JobRow) -> int | None:
+    def shown_page(self, wanted: JobFilter, *, limit: int, after: JobRow | None = None) -> Sequence[ShownJob]:
+        """`page`, as it is shown."""
+        query = _shown_page_of(tuple(wanted.given()), is_continued=after is not None)
+        with self._database.look() as connection:
+            return [ShownJob._make(job) for job in connection.execute(query, _page_asked(wanted, limit, after)).all()]
+
+    def queue_position(self, job: JobRow | ShownJob) -> int | None:
         """How many jobs start before this one does; None unless it is queued. `stat` goes before `routine`."""
         if job.state != JobState.QUEUED.value:
             return None
@@ -514,8 +514,9 @@ class JobStore:
 
     def queue_positions(self) -> dict[str, int]:
         """`queue_position` of every queued job, in one query."""
-        with self._database.read() as session:
-            return {job_id: position for position, job_id in enumerate(session.scalars(_IN_THE_ORDER_OF_STARTS).all())}
+        with self._database.look() as connection:
+            ids = connection.scalar(_QUEUE) or ""
+        return {job_id: position for position, job_id in enumerate(ids.split())}
 
     def queued(self) -> Sequence[JobRow]:
         with self._database.read() as session:
@@ -550,7 +551,7 @@ class JobStore:
                     raise StateConflict(f"job {job_id} is {job.state} and cannot be cancelled")
         return self.get(job_id)
 
-    def can_retry(self, job: JobRow) -> bool:
+    def can_retry(self, job: JobRow | ShownJob) -> bool:
         """Whether `retry` would queue the job again."""
         if job.state not in _RETRIED_STATES or job.inputs_digest is None:
             return False
@@ -798,6 +799,28 @@ class JobStore:
             _change(session, job_id, states, *conditions, **values)
 
 
+def _page_of(query: Select[Any], filters: Iterable[str], *, is_continued: bool) -> Select[Any]:
+    """A page of `query`, asked with `_page_asked`; `filters` are the columns that `JobFilter` says something of."""
+    query = query.where(*(getattr(JobRow, name) == bindparam(name) for name in filters))
+    if is_continued:
+        # The first condition says nothing that the second does not, and is what an index can begin with.
+        before = bindparam("after_created_at", type_=UtcDateTime())
+        query = query.where(
+            JobRow.created_at <= before, or_(JobRow.created_at < before, JobRow.id < bindparam("after_id"))
+        )
+    return query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(bindparam("limit", type_=Integer))
+
+
+@cache  # there are 128, and most are never asked for
+def _shown_page_of(filters: tuple[str, ...], *, is_continued: bool) -> Select[Any]:
+    return _page_of(SELECT_SHOWN_JOBS, filters, is_continued=is_continued)
+
+
+def _page_asked(wanted: JobFilter, limit: int, after: JobRow | None) -> dict[str, Any]:
+    place = {} if after is None else {"after_created_at": after.created_at, "after_id": after.id}
+    return wanted.given() | {"limit": limit} | place
+
+
 def _new_job(*, state: JobState, source: Source, **values: Any) -> JobRow:
     now = utc_now()
     defaults: dict[str, Any] = {
@@ -896,7 +919,7 @@ def _answer(cancelled: bool | None) -> LeaseAnswer:
     return LeaseAnswer.CANCEL_REQUESTED if cancelled else LeaseAnswer.HELD
 
 
-def _newer_of_series(session: Session, job: JobRow) -> str | None:
+def _newer_of_series(session: Session, job: JobRow | ShownJob) -> str | None:
     """The newest job that took in a later state of the same pushed series, or is about to."""
     if job.source == Source.REST.value:
         return None

@@ -14,6 +14,7 @@ from imaging.findings import Outcome
 from services.store.database import Database
 from services.store.jobs import outbox_key, utc_now
 from services.store.rows import STATUS_COMMENT_LENGTH, DeliveryState, JobRow, JobState, OutboxRow, Priority
+from services.store.shown_job import SELECT_SHOWN_DELIVERIES, ShownDelivery
 
 CLAIM_S = 20.0  # a relay's claim on a row, which it renews for as long as it is sending
 _URGENCY = case(
@@ -29,12 +30,8 @@ _URGENCY = case(
     else_=2,
 )
 
-_NAMED = OutboxRow.job_id.in_(bindparam("job_ids", expanding=True))
-_OF_JOBS = select(OutboxRow).where(_NAMED).order_by(OutboxRow.id)
-_PARKED_OF_JOBS = (
-    select(OutboxRow.job_id, func.count())
-    .where(_NAMED, OutboxRow.state == DeliveryState.PARKED.value)
-    .group_by(OutboxRow.job_id)
+_SHOWN_OF_JOBS = SELECT_SHOWN_DELIVERIES.where(OutboxRow.job_id.in_(bindparam("job_ids", expanding=True))).order_by(
+    OutboxRow.id
 )
 
 
@@ -230,11 +227,6 @@ class Outbox:
                 update(OutboxRow).where(this, is_parked).values(afresh | {"state": DeliveryState.PENDING.value})
             )
 
-    def parked_of(self, job_ids: Collection[str]) -> dict[str, int]:
-        """How many deliveries are parked, of those of the jobs that have any."""
-        with self._database.read() as session:
-            return dict(session.execute(_PARKED_OF_JOBS, {"job_ids": list(job_ids)}).tuples().all())
-
     def bring_forward(self, *, longest_s: float, longest_commitment_s: float = 0.0) -> None:
         """What is not due for longer than anything is put off has been overtaken: the clock was set back. It is due.
 
@@ -271,14 +263,17 @@ class Outbox:
             )
 
     def of_job(self, job_id: str) -> Sequence[OutboxRow]:
-        return self.of_jobs([job_id]).get(job_id, [])
-
-    def of_jobs(self, job_ids: Collection[str]) -> dict[str, list[OutboxRow]]:
-        """In the order in which they were written, of those jobs that have any; one query."""
-        found: dict[str, list[OutboxRow]] = {}
+        """In the order in which they were written."""
         with self._database.read() as session:
-            for row in session.scalars(_OF_JOBS, {"job_ids": list(job_ids)}):
-                found.setdefault(row.job_id, []).append(row)
+            return session.scalars(select(OutboxRow).where(OutboxRow.job_id == job_id).order_by(OutboxRow.id)).all()
+
+    def shown_of(self, job_ids: Collection[str]) -> dict[str, list[ShownDelivery]]:
+        """In the same order, of those of the jobs that have any; one query."""
+        found: dict[str, list[ShownDelivery]] = {}
+        with self._database.look() as connection:
+            for row in connection.execute(_SHOWN_OF_JOBS, {"job_ids": list(job_ids)}).all():
+                delivery = ShownDelivery._make(row)
+                found.setdefault(delivery.job_id, []).append(delivery)
         return found
 
     def objects_at(self, job_id: str, destination: str) -> Sequence[OutboxRow]:

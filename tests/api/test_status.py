@@ -8,9 +8,11 @@ import uuid
 import pytest
 from sqlalchemy.exc import OperationalError, TimeoutError
 
+from api.schemas import JobPageSchema, JobSchema
 from imaging.errors import Reason
 from imaging.findings import Findings, Outcome
 from services.store.jobs import Delivery, JobStore, Notification
+from services.store.outbox import Answer
 from services.store.rows import Stage
 
 
@@ -133,6 +135,50 @@ def test_failed_job_says_why(gateway, nifti):
     assert (failed["state"], failed["error"]) == ("failed", {"code": "internal", "message": "unexpected RuntimeError"})
 
 
+def test_what_is_shown_is_what_its_schema_would_write(gateway, make_nifti):
+    """Jobs are written without their schemas. This one has been through every state, and what can be empty was full."""
+
+    def check() -> None:
+        bodies = [(gateway.client.get("/segment").content, JobPageSchema)]
+        bodies += [(gateway.client.get(f"/segment/{job.id}").content, JobSchema) for job in gateway.jobs.queued()]
+        bodies.append((gateway.client.get(f"/segment/{job_id}").content, JobSchema))
+        for body, schema in bodies:
+            assert schema.model_validate_json(body).model_dump_json(by_alias=True).encode() == body
+
+    job_id, *_ = (gateway.submit(make_nifti(seed=seed)) for seed in range(3))
+    check()
+    gateway.jobs.claim(job_id, "w", lease_s=60)
+    gateway.jobs.renew_lease(job_id, "w", lease_s=60, reached=(Stage.UNET, 1 / 3))
+    check()
+    gateway.jobs.fail(job_id, "w", code="internal", message='said "\u2028é"', max_attempts=1)
+    check()
+    gateway.jobs.retry(job_id)
+    gateway.client.delete(f"/segment/{job_id}")
+    check()
+    gateway.jobs.retry(job_id)
+    gateway.jobs.claim(job_id, "w", lease_s=60)
+    refused = Findings(Outcome.NOT_ANALYSABLE, (Reason("geometry.missing_slices", "3 of 240"),)).to_dict()
+    gateway.jobs.finish_not_analysable(job_id, "w", refused)
+    check()
+    gateway.jobs.retry(job_id)
+    sent = [Delivery("node:PACS", f"{uid}.dcm", "1.2", uid) for uid in ("1.2.1", "1.2.2", "1.2.3")]
+    gateway.finish(job_id, lesions=2, deliveries=(*sent, Notification("webhook:ris", "6f1f7a52", "{}")))
+    stored, committed, parked, _ = gateway.outbox.of_job(job_id)
+    gateway.outbox.stored(stored, Answer(0xB000, "coerced"))
+    gateway.outbox.committed([committed])
+    gateway.outbox.park(parked, "refused", Answer(0xA700, "no room"))
+    check()
+    assert gateway.client.get("/segment").json()["jobs"][-1]["deliveries_parked"] == 1
+
+    series = {"study_instance_uid": "1.2.3", "series_instance_uid": "1.2.3.4", "calling_ae_title": "CT_1"}
+    job_id = gateway.jobs.open_receiving(**series).id
+    check()
+    gateway.jobs.set_aside(
+        job_id, [Reason("x", "y")], instance_count=3, completion_reason="quiet", inputs_digest="0" * 64
+    )
+    check()
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -167,7 +213,7 @@ def test_database_that_does_not_answer_is_503(gateway, monkeypatch, error):
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(JobStore, "page", broken)
+    monkeypatch.setattr(JobStore, "shown_page", broken)
     response = gateway.client.get("/segment")
     assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
     assert "1.2.3" not in response.text
