@@ -12,6 +12,7 @@ import logging
 import select
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from services.ingest.identifiers import Identifiers, identify
 from services.ingest.receiver_channel import Channel, Message
 from services.ingest.store_reader import ReceivedInstance, StoreReader
 from services.parent_death import die_with_parent
+from services.process_log import where_raised
 from services.settings import Settings
 from services.store.study_store import StudyStore
 
@@ -56,10 +58,15 @@ def run_receiver(connection: socket.socket, settings: Settings, parent_pid: int)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(connection)
-    while (handed := channel.receive()) is not None:
-        if handed.descriptor is not None:  # else it asks for the one that was given back just before
-            store = StudyStore.of(settings)
-            _Turn(channel, store, Bounds.of(settings, store), handed).run()
+    store: StudyStore | None = None
+    try:
+        while (handed := channel.receive()) is not None:
+            if handed.descriptor is not None:  # else it asks for the one that was given back just before
+                store = store or StudyStore.of(settings)
+                _Turn(channel, store, Bounds.of(settings, store), handed).run()
+    except Exception as error:  # noqa: BLE001  its text may quote a header; the listener notices that this process ends
+        log.error("cannot receive: unexpected %s\n%s", type(error).__name__, where_raised(error))
+        sys.exit(1)
 
 
 @dataclass(slots=True)

@@ -38,7 +38,8 @@ class Channel:
         whole = _HEADER.pack(len(text), len(content), descriptor is not None) + text + content
         if descriptor is not None:
             whole = whole[socket.send_fds(self._connection, [whole], [descriptor]) :]
-        self._connection.sendall(whole)
+        if whole:
+            self._connection.sendall(whole)
 
     def receive(self) -> Message | None:
         """The next one; None where the other side is gone."""

@@ -48,6 +48,8 @@ class Database:
             _prepare_sqlite(self.engine, "FULL" if durability is Durability.POWER else "NORMAL")
         else:
             self.engine = create_engine(url, **_HOW, pool_pre_ping=True)
+        looking = {"looks": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._looking = self.engine.execution_options(**looking)
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
         self._writing = sessionmaker(self.engine.execution_options(writes=True), expire_on_commit=False)
 
@@ -63,8 +65,8 @@ class Database:
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
-        """As `read`, for who wants columns and no rows: without a session it costs half."""
-        with self.engine.begin() as connection:
+        """One query, for who wants columns and no rows: without a session and a transaction it costs half."""
+        with self._looking.connect() as connection:
             yield connection
 
     @contextmanager
@@ -183,9 +185,10 @@ def _prepare_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A writer takes the lock at once: upgrading a read transaction would fail instead of waiting.
-        if connection.get_execution_options().get("writes", False):
+        options = connection.get_execution_options()
+        if options.get("writes", False):
             _begin_writing(connection)
-        else:
+        elif not options.get("looks", False):  # one query sees one state by itself
             connection.exec_driver_sql("BEGIN")
 
 

@@ -16,6 +16,7 @@ import pytest
 from cli.gateway_client import GatewayClient
 from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import free_port
+from services.settings import Settings
 from services.store.rows import Priority
 from services.task_queue import TaskQueue
 from tests.cli.conftest import Embolens
@@ -66,7 +67,7 @@ def test_one_command_brings_everything_up_and_sigterm_takes_everything_down(
     tmp_path: Path,
 ) -> None:
     children = psutil.Process(serving.pid).children(recursive=True)
-    assert len(children) == 4  # three processes and a Redis
+    assert len(children) == 4 + Settings().dicom_receivers  # three processes and a Redis, and the listener's receivers
     assert gateway.is_ready()
     for process in ("gateway", "listener", "relay"):
         assert embolens("health", process, **settings).returncode == 0
