@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -198,8 +198,10 @@ def _push(files: list[Path], port: int, associations: int, environment: Mapping[
 
 def _memory_mb(pid: int) -> float:
     """The most that the process had, and what its children have for themselves now."""
-    children = psutil.Process(pid).children(recursive=True)
-    own_bytes = sum(int(one.memory_full_info().uss) for one in children)
+    own_bytes = 0
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # storescp's, which end with their association
+            own_bytes += one.memory_full_info().uss
     return peak_memory_of_process_mb(pid) + own_bytes / 1e6
 
 
