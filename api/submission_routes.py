@@ -63,7 +63,7 @@ _UPLOAD_BODY: dict[str, Any] = {
     response_model=JobSchema,
     responses=problem_responses(
         *(400, 409, 413, 415, 503, 507),
-        beside={200: {"model": JobSchema, "description": "It ended within `wait`"}},
+        beside={200: {"model": JobSchema, "description": "It ended within `wait`, or before this repetition"}},
     ),
     openapi_extra=_UPLOAD_BODY,
 )

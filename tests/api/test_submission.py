@@ -117,6 +117,16 @@ def test_same_key_and_content_give_the_same_job(gateway, nifti):
     assert len(list((gateway.settings.data_dir / "jobs").iterdir())) == 1
 
 
+def test_a_repetition_whose_job_has_ended_is_answered_with_its_result(gateway, nifti):
+    headers = {"Idempotency-Key": "k1"}
+    first = gateway.client.post("/segment", files={"files": ("a", nifti)}, headers=headers)
+    gateway.finish(first.json()["id"], lesions=2)
+    again = gateway.client.post("/segment", files={"files": ("a", nifti)}, headers=headers)
+
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert again.json()["state"] == "completed"
+
+
 def test_same_key_with_other_content_is_refused(gateway, make_nifti):
     headers = {"Idempotency-Key": "k1"}
     gateway.client.post("/segment", files={"files": ("a", make_nifti(seed=1))}, headers=headers).raise_for_status()

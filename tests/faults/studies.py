@@ -111,7 +111,7 @@ def upload(study: Study, http: httpx.Client, *, give_up_s: float = _GIVE_UP_S) -
         except httpx.TransportError:
             time.sleep(_PAUSE_S)
             continue
-        if answer.status_code == 202:
+        if answer.status_code in (200, 202):  # 200: it was taken in before the gateway was killed, and has ended
             study.job_id = answer.json()["id"]
         else:
             assert answer.status_code != 503 or "Retry-After" in answer.headers
