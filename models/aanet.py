@@ -19,11 +19,10 @@ from torch.nn import functional as F
 from models.dilated_convolution import WORTH_PHASES, dilated_conv3d, dilated_conv3d_in_phases
 from models.group_norm import GroupNorm, is_for_openvino, norm_side_by_side
 from models.voxel_blocks import (
-    blocks_of,
-    conv3d_of_blocks,
+    conv3d_from_blocks,
+    conv3d_to_blocks,
     conv_transpose3d_to_blocks,
     halving_conv3d_of_blocks,
-    voxels_of,
 )
 
 VOXEL_MULTIPLE = 16
@@ -188,7 +187,7 @@ class SegmentationHead(nn.Module):
         if is_for_openvino():
             blocks = conv_transpose3d_to_blocks(x, self.up_conv.conv.standardised_weight())
             blocks = F.relu(self.up_conv.norm.of_blocks(blocks))
-            return voxels_of(conv3d_of_blocks(blocks, self.seg_output.weight, self.seg_output.bias))
+            return conv3d_from_blocks(blocks, self.seg_output.weight, self.seg_output.bias)
         # A convolution to one channel is five times as fast channels-last; GroupNorm before it is not.
         out: Tensor = self.seg_output(self.up_conv(x).contiguous(memory_format=torch.channels_last_3d))
         return out
@@ -285,7 +284,7 @@ class AANet(nn.Module):
         if not is_for_openvino():
             out: Tensor = self.in_dw(self.in_conv(x))
             return out
-        blocks = conv3d_of_blocks(blocks_of(x), self.in_conv.conv.standardised_weight())
+        blocks = conv3d_to_blocks(x, self.in_conv.conv.standardised_weight())
         blocks = F.relu(self.in_conv.norm.of_blocks(blocks))
         return F.relu(self.in_dw.norm(halving_conv3d_of_blocks(blocks, self.in_dw.conv.standardised_weight())))
 

@@ -6,6 +6,9 @@ eight and 64 fill it. A channel's eight values are neighbours, so that a group n
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,21 +32,22 @@ def voxels_of(blocks: Tensor) -> Tensor:
     return x.reshape(batch, channels // VOXELS, 2 * depth, 2 * height, 2 * width)
 
 
-def conv3d_of_blocks(blocks: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The blocks of a 3^3 convolution (stride 1, padding 1) of the voxels."""
-    taps = _taps(voxels_out=2, blocks_in=(-1, 0, 1)).to(weight)
-    spread = torch.einsum("oiklm,kqpa,lrsb,mtuc->oqrtipsuabc", weight, taps, taps, taps)
-    outputs, inputs = weight.shape[:2]
-    spread = spread.reshape(VOXELS * outputs, VOXELS * inputs, 3, 3, 3)
-    return F.conv3d(blocks, spread, None if bias is None else bias.repeat_interleave(VOXELS), padding=1)
+def conv3d_to_blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """The blocks of a 3^3 convolution (stride 1, padding 1) of voxels."""
+    shifted = blocks_of(F.pad(x, (1,) * 6))  # so that what a block's voxels answer from lies in two blocks, not three
+    return F.conv3d(shifted, _between_blocks(weight, voxels_out=(0, 1)))
+
+
+def conv3d_from_blocks(blocks: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The voxels of a 3^3 convolution (stride 1, padding 1) of the voxels of blocks."""
+    bias = None if bias is None else bias.repeat_interleave(VOXELS)
+    shifted = F.conv3d(blocks, _between_blocks(weight, voxels_out=(0, 1)), bias, padding=1)  # as above, in the answer
+    return voxels_of(shifted)[:, :, 1:-1, 1:-1, 1:-1]
 
 
 def halving_conv3d_of_blocks(blocks: Tensor, weight: Tensor) -> Tensor:
     """A 3^3 convolution (stride 2, padding 1) of the voxels: places where blocks were."""
-    taps = _taps(voxels_out=1, blocks_in=(-1, 0)).to(weight)
-    spread = torch.einsum("oiklm,kqpa,lrsb,mtuc->oqrtipsuabc", weight, taps, taps, taps)
-    outputs, inputs = weight.shape[:2]
-    return F.conv3d(F.pad(blocks, (1, 0) * 3), spread.reshape(outputs, VOXELS * inputs, 2, 2, 2))
+    return F.conv3d(F.pad(blocks, (1, 0) * 3), _between_blocks(weight, voxels_out=(1,)))
 
 
 def conv_transpose3d_to_blocks(x: Tensor, weight: Tensor) -> Tensor:
@@ -52,14 +56,21 @@ def conv_transpose3d_to_blocks(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv3d(x, weight.permute(1, 2, 3, 4, 0).reshape(VOXELS * outputs, inputs, 1, 1, 1))
 
 
-def _taps(voxels_out: int, blocks_in: tuple[int, ...]) -> Tensor:
-    """Along one axis: which of three taps (first index) a voxel of the block answered (second) has on a voxel (third)
-    of a block (fourth, at that distance)."""
-    taps = torch.zeros(3, voxels_out, 2, len(blocks_in))
-    for answered in range(voxels_out):
-        for voxel in range(2):
-            for index, block in enumerate(blocks_in):
-                tap = 2 * block + voxel - answered + 1
-                if 0 <= tap < 3:
-                    taps[tap, answered, voxel, index] = 1.0
-    return taps
+def _between_blocks(weight: Tensor, *, voxels_out: tuple[int, ...]) -> Tensor:
+    """The weight of a 2^3 convolution of blocks: along each axis it answers for these of the voxels behind the first
+    block's first, each from the three voxels around it that begin with it.
+
+    Args:
+        weight: (O, C, 3, 3, 3) of voxels.
+
+    Returns:
+        (O len(voxels_out)^3, 8 C, 2, 2, 2)
+    """
+    taps = np.zeros((3, len(voxels_out), 2, 2), np.float32)  # tap, answer, voxel, block; a trace takes it as it is
+    for tap, (index, begin) in itertools.product(range(3), enumerate(voxels_out)):
+        block, voxel = divmod(begin + tap, 2)
+        taps[tap, index, voxel, block] = 1.0
+    along = torch.from_numpy(taps).to(weight)
+    spread = torch.einsum("oiklm,kqpa,lrsb,mtuc->oqrtipsuabc", weight, along, along, along)
+    outputs, inputs = weight.shape[:2]
+    return spread.reshape(outputs * len(voxels_out) ** 3, VOXELS * inputs, 2, 2, 2)
