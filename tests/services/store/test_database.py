@@ -88,6 +88,37 @@ def test_an_error_does_not_repeat_what_was_to_be_stored(database: Database) -> N
     assert "DOE" not in str(raised.value)
 
 
+def _answer_after_the_server_closed_it(database: Database) -> object:
+    """Of a connection that lay in the pool meanwhile."""
+    with database.look() as connection:
+        backend = connection.scalar(text("SELECT pg_backend_pid()"))
+    other = Database(database.url)
+    with other.look() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(:backend, 10000)"), {"backend": backend})
+    other.close()
+    with database.look() as connection:
+        return connection.scalar(text("SELECT 1"))
+
+
+def test_a_connection_that_broke_while_it_lay_idle_is_replaced_unnoticed(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(postgresql_url)
+    monkeypatch.setattr("services.store.database._TRUSTED_S", 0.0)
+    assert _answer_after_the_server_closed_it(database) == 1
+    database.close()
+
+
+def test_one_that_broke_just_after_it_was_used_fails_once(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(postgresql_url)
+    monkeypatch.setattr("services.store.database._TRUSTED_S", 60.0)
+    with pytest.raises(SQLAlchemyError):
+        _answer_after_the_server_closed_it(database)
+    with database.look() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    database.close()
+
+
 def test_a_database_that_does_not_answer_says_so(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'empty.sqlite'}")
     with pytest.raises(SQLAlchemyError):
