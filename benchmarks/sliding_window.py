@@ -40,7 +40,8 @@ once, without the vein head) and {threads} threads. Ours is what the cascade run
 side with at least {overlap:.1%} overlap, fitted to the box, left out where no lung or vessel is, {backend} in bf16.
 MONAI's `SlidingWindowInferer` runs eager float32 with the same largest window and overlap ({monai}).
 The published scheme is AANet's (window 128, overlap 32, batch 4, weights by the distance to a face), written after its
-description, eager float32. The network's FLOPs are {kflop:.0f} k per voxel.
+description, eager float32. The network's FLOPs are {kflop:.0f} k per voxel. A large matrix product is {gain:.1f} times
+as fast in bf16 as in float32 on this processor; all else has to come from fewer voxels and less waiting for memory.
 
 Dice and lesions compare what becomes of the box when the rest of the cascade (2D network, fusion, artery gate, lesions
 at the default thresholds) is the same. Lesions are the same where there are as many and each overlaps its counterpart.
@@ -108,8 +109,9 @@ def measure(rounds: int) -> Page:
         _OUR_PLACES: scan.ours(_plain(cascade, eager)),
     }
     flops_per_voxel = flops_of(eager, (1, 1, 64, 64, 64)) / 64**3
+    bf16_rate = matrix_flops_per_s(torch.bfloat16)
     floor = Floor(
-        value=flops_per_voxel * half_volume.numel() / matrix_flops_per_s(torch.bfloat16),
+        value=flops_per_voxel * half_volume.numel() / bf16_rate,
         why="FLOPs of the box's voxels, once, over the measured bf16 matrix rate",
     )
     timed = Row(
@@ -132,6 +134,7 @@ def measure(rounds: int) -> Page:
         backend=aanet.backend,
         monai=choice,
         kflop=flops_per_voxel / 1000,
+        gain=bf16_rate / matrix_flops_per_s(torch.float32),
         graphics="" if torch.cuda.is_available() else "This machine has no GPU, so none was measured.",
         versions=", ".join(map(version, ("monai", "torch", "openvino"))),
     )
