@@ -33,6 +33,7 @@ from services.store.jobs import Delivery, JobStore
 from services.store.outbox import Outbox
 from services.store.study_store import StudyStore
 from services.task_queue import TaskQueue
+from tests.paths_below import paths_below
 
 WORKER = "worker-of-the-test"
 
@@ -78,7 +79,7 @@ class RunningGateway:
     def kept_files(self) -> list[Path]:
         """Every file of studies in the data directory, on its way or in place."""
         roots = (self.settings.data_dir / "arriving", self.settings.data_dir / "jobs")
-        return [path for root in roots for path in root.rglob("*")]
+        return [path for root in roots for path in paths_below(root)]
 
 
 def findings_with(lesions: int) -> dict[str, Any]:

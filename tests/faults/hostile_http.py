@@ -17,6 +17,7 @@ import httpx
 from services.accounts.key_store import FIRST_KEY_FILE
 from services.embedded_redis import free_port
 from services.secret_file import bearer_token
+from tests.paths_below import paths_below
 
 ROOT = Path(__file__).parents[2]
 # The gateway's own bounds, lowered: a test does not wait for 20 s.
@@ -69,7 +70,7 @@ class WatchedGateway:
 
     def left_behind(self) -> list[Path]:
         roots = (self.data_dir / "arriving", self.data_dir / "jobs")
-        return [path for root in roots for path in root.rglob("*")]
+        return [path for root in roots for path in paths_below(root)]
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from services.store.study_store import StudyStore
 from services.store.waiting_line import WaitingLine
 from services.task_queue import TaskQueue
 from tests.faults.small_disk import MIB, SmallDisk
+from tests.paths_below import paths_below
 from tests.services.delivery.peers import StoreScp, result_object
 from tests.services.ingest.peers import ListenerProcess, ct_series, jobs_of, save, wait_until
 from tests.worker.threshold_worker import CLOT_HU, LUMEN_HU, ThresholdSegmenter
@@ -48,7 +49,8 @@ def push_with_storescu(port: int, directory: Path) -> list[str]:
 
 
 def files_below(directory: Path) -> list[Path]:
-    return [path for name in ("received", "arriving", "jobs") for path in (directory / name).rglob("*.*")]
+    paths = [path for name in ("received", "arriving", "jobs") for path in paths_below(directory / name)]
+    return [path for path in paths if path.suffix]
 
 
 @pytest.mark.fault(
