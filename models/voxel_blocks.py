@@ -41,7 +41,8 @@ def conv3d_to_blocks(x: Tensor, weight: Tensor) -> Tensor:
 def conv3d_from_blocks(blocks: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The voxels of a 3^3 convolution (stride 1, padding 1) of the voxels of blocks."""
     bias = None if bias is None else bias.repeat_interleave(VOXELS)
-    shifted = F.conv3d(blocks, _between_blocks(weight, voxels_out=(0, 1)), bias, padding=1)  # as above, in the answer
+    # Blocks of the answer begin a voxel before those given, and lie between two of them.
+    shifted = F.conv3d(blocks, _between_blocks(weight, voxels_out=(0, 1)), bias, padding=1)
     return voxels_of(shifted)[:, :, 1:-1, 1:-1, 1:-1]
 
 
@@ -57,11 +58,12 @@ def conv_transpose3d_to_blocks(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _between_blocks(weight: Tensor, *, voxels_out: tuple[int, ...]) -> Tensor:
-    """The weight of a 2^3 convolution of blocks: along each axis it answers for these of the voxels behind the first
-    block's first, each from the three voxels around it that begin with it.
+    """The weight of a 2^3 convolution of blocks, whose two blocks along an axis have four voxels.
 
     Args:
         weight: (O, C, 3, 3, 3) of voxels.
+        voxels_out: what is answered along each axis: 0 for the second of the four, from the first three; 1 for the
+            third, from the last three.
 
     Returns:
         (O len(voxels_out)^3, 8 C, 2, 2, 2)
