@@ -192,7 +192,7 @@ def _mean_decoding_s(image: Path, syntax: UID, for_s: float) -> float:
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     decoders: dict[UID, Callable[[], object]] = {
         JPEGLSLossless: lambda: jpeg_ls.decode_pixel_data(frame),
-        JPEG2000Lossless: lambda: pixel_array(dataset, decoding_plugin="gdcm"),
+        JPEG2000Lossless: lambda: pixel_array(dataset, decoding_plugin="pylibjpeg"),
         RLELossless: lambda: rle_decoder.values_of(frame, SIDE * SIDE),
     }
     began, times = time.perf_counter(), 0
