@@ -6,6 +6,7 @@ each norm, which takes longer than the norm. Here a channel's moments are taken 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,33 +43,42 @@ def group_norm_by_moments(
 ) -> Tensor:
     """The same as `F.group_norm`, but for rounding.
 
-    OpenVINO rounds the moments themselves to bf16. So the mean is taken away before the squares are summed, and what
-    that rounding left of it is taken away afterwards: a group's mean may be several times its deviation.
+    OpenVINO rounds moments to bf16 as it does everything, and a group's mean may be several times its deviation. So
+    moments are taken of every plane of a channel: the mean over planes of what rounding left over makes the mean
+    precise, and the variance is a mean of differences from it. `x` is read twice for its moments and once to be normed.
 
     Args:
-        x: batch first, channels at `channel_axis`.
+        x: batch first, channels at `channel_axis`, which is 1 or the last.
     """
     channels = len(weight)
     space = [axis for axis in range(1, x.dim()) if axis != channel_axis]
+    in_plane = space[1:]
     along_channels = [channels if axis == channel_axis else 1 for axis in range(x.dim())]
-    along_channels[0] = -1
-    over_groups = _group_average(channels, groups).to(weight)
+    average = _group_average(channels, groups).to(weight)
 
     def mean(values: Tensor) -> Tensor:
-        return F.linear(values.mean(space), over_groups).reshape(along_channels)
+        """Over groups first: OpenVINO would join this mean with one within planes, and read `x` once more."""
+        if channel_axis == 1:
+            convolution = F.conv3d if x.dim() == 5 else F.conv2d
+            in_groups = convolution(values, average.reshape(channels, channels, *along_channels[2:]))
+        else:
+            in_groups = F.linear(values, average)
+        return in_groups.mean(space, keepdim=True)
 
-    centred = x - mean(x)
-    root = torch.linalg.vector_norm(centred, dim=space)
-    variance = F.linear(root * (root / (x[0].numel() // channels)), over_groups)
-    scale = (torch.rsqrt(variance + epsilon) * weight).reshape(along_channels)
-    return (centred - mean(centred)) * scale + bias.reshape(along_channels)
+    plane_mean = x.mean(in_plane, keepdim=True)
+    coarse = mean(plane_mean)
+    rest = mean(plane_mean - coarse)  # never added to `coarse` alone, which would round it away
+    plane_size = math.prod(x.shape[axis] for axis in in_plane)
+    root_mean_square = torch.linalg.vector_norm(x, dim=in_plane, keepdim=True) / plane_size**0.5
+    variance = mean((root_mean_square - coarse - rest) * (root_mean_square + coarse + rest))
+    scale = torch.rsqrt(F.relu(variance) + epsilon) * weight.reshape(along_channels)
+    return (x - coarse - rest) * scale + bias.reshape(along_channels)
 
 
 def _group_average(channels: int, groups: int) -> Tensor:
     """(channels, channels): the values of all channels -> each the mean of its group's.
 
-    One product for each moment: of AANet's norms the reshapes and means that it saves are a third of the graph, and of
-    the time in which OpenVINO takes it in and compiles it. It is numpy's, since a trace would hold how torch made it.
+    It is numpy's, since a trace would hold how torch made it.
     """
     share = channels // groups
     average = np.kron(np.eye(groups), np.full((share, share), 1 / share))
