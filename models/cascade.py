@@ -226,8 +226,7 @@ class Cascade:
         logits = [torch.empty(hu.shape, device=self.device) for _ in self._unets]
         start, at_once = 0, _SLICES_AT_ONCE
         while start < depth:
-            # The last ones reach back over slices that are done: another number of slices would be compiled anew.
-            slices = range(max(0, min(start, depth - at_once)), min(depth, start + at_once))
+            slices = range(start, min(depth, start + at_once))
             try:
                 with memory_running_out():
                     channels = F.pad(torch.from_numpy(unet_channel_stack(hu, slices)).to(self.device), padding)
@@ -266,6 +265,7 @@ class Cascade:
                     window_zyx=self._fitting_window_zyx,
                     overlap=self._overlap,
                     keep=keep,
+                    batch=aanet.at_once,
                     on_progress=progress,
                 )
             except OutOfMemory:

@@ -87,6 +87,17 @@ def test_an_answer_is_not_overwritten_by_the_next() -> None:
 
 
 @needs_openvino
+def test_inputs_given_together_are_answered_as_each_alone() -> None:
+    torch.set_num_threads(2)
+    compiled = CompiledNetwork(shipped_unet("attention_unet"), (1, 5, 32, 32), CPU)
+    assert compiled.at_once == 2
+    together = smooth(3, 5, 32, 48)
+    answers = compiled(together)
+    assert torch.equal(answers, torch.cat([compiled(one) for one in together.split(1)]))
+    assert not torch.equal(answers[0], answers[1])
+
+
+@needs_openvino
 def test_a_part_of_a_larger_tensor_is_read_where_it_lies() -> None:
     compiled = CompiledNetwork(shipped_unet("attention_unet"), (1, 5, 32, 32), CPU)
     larger = smooth(1, 5, 64, 64)
