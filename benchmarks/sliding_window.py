@@ -219,6 +219,7 @@ def _logits(probabilities: Tensor) -> Answer:
 def _plain(cascade: Cascade, eager: torch.nn.Module) -> Cascade:
     """The same cascade whose AANet runs eagerly in float32."""
     plain = copy.copy(cascade)
+    eager.at_once = 1  # type: ignore[assignment]
     plain._aanet = eager  # type: ignore[assignment]
     return plain
 
