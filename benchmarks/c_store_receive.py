@@ -58,8 +58,9 @@ what its receivers have beside it.
 
 Receivers: {versions}. `storescp` without `--fork` serves one association after the other. Orthanc's storage and index
 lie on the same disk as everybody's files. pynetdicom runs a handler that writes the encoded data set, with PDUs of any
-length. All have `TCP_NODELAY=1` in their environment, and so has `storescu`, save in the row that says so: there
-Nagle's algorithm and delayed acknowledgements may hold each slice up for 40 ms.
+length. What was stored is emptied, and deleted when all is measured: for half a minute after it has deleted files ext4
+makes new ones slowly. All have `TCP_NODELAY=1` in their environment, and so has `storescu`, save in the row that says
+so: there Nagle's algorithm and delayed acknowledgements may hold each slice up for 40 ms.
 
 The floor is a process that receives as many bytes over TCP, writes each slice to a file and answers with one byte, the
 sender being another such process.
@@ -95,7 +96,8 @@ def _measure(files: list[Path], rounds: int) -> Page:
     }
 
     def run(name: str, associations: int, sent: list[Path], environment: Mapping[str, str] = _NO_DELAY) -> float:
-        with tempfile.TemporaryDirectory() as folder, receivers[name](Path(folder), environment) as receiver:
+        folder = Path(tempfile.mkdtemp(dir=files[0].parent))
+        with _emptied_afterwards(folder), receivers[name](folder, environment) as receiver:
             took_s = _push(sent, receiver.port, associations, environment)
             memory.setdefault(name, []).append(_memory_mb(receiver.pid))
             starts.setdefault(name, []).append(receiver.ready_after_s)
@@ -231,6 +233,17 @@ def _running(
         process.wait(timeout=30)
 
 
+@contextmanager
+def _emptied_afterwards(folder: Path) -> Iterator[None]:
+    """Its files stay, with nothing in them: for half a minute after others were deleted ext4 makes new ones slowly."""
+    try:
+        yield
+    finally:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                os.truncate(path, 0)
+
+
 def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -285,10 +298,11 @@ def _stored(folder: Path) -> int:
 def _raw(files: list[Path], connections: int) -> float:
     """Slices per second over plain sockets."""
     spawning = get_context("fork")
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+    folder = Path(tempfile.mkdtemp(dir=files[0].parent))
+    with _emptied_afterwards(folder), socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         receivers = [
-            spawning.Process(target=_receive_raw, args=(server, Path(folder), number)) for number in range(connections)
+            spawning.Process(target=_receive_raw, args=(server, folder, number)) for number in range(connections)
         ]
         senders = [
             spawning.Process(target=_send_raw, args=(port, files[number::connections])) for number in range(connections)
@@ -301,7 +315,7 @@ def _raw(files: list[Path], connections: int) -> float:
         for one in (*senders, *receivers):
             one.join()
         took_s = time.perf_counter() - began
-        assert _stored(Path(folder)) == len(files)
+        assert _stored(folder) == len(files)
     return len(files) / took_s
 
 

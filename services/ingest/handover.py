@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -78,7 +81,22 @@ class Handover:
         connection = self._connection
         if not stores.took_last or connection.is_ahead or not connection.reading.kernel_waits:
             return False
-        if not self._sender.is_established or (receiver := self._hand_to_one()) is None:
+        if not self._sender.is_established:
+            return False
+        try:
+            own = tempfile.mkdtemp(dir=self._directory)  # processes that make files in the same one wait for each other
+        except OSError:  # no room: the listener tells the peer
+            return False
+        try:
+            return self._was_taken(stores, own)
+        finally:
+            with suppress(OSError):  # not empty: the process is gone, and what it was writing is removed with time
+                os.rmdir(own)
+
+    def _was_taken(self, stores: StoreReader, own_directory: str) -> bool:
+        """By a process that writes into a directory of its own."""
+        connection = self._connection
+        if (receiver := self._hand_to_one(own_directory)) is None:
             return False
         self._sender.begin()
         try:
@@ -94,12 +112,11 @@ class Handover:
         self._take_back(back, stores)
         return True
 
-    def _hand_to_one(self) -> Receiver | None:
+    def _hand_to_one(self, own_directory: str) -> Receiver | None:
         connection, syntaxes = self._connection.socket, self._sender.syntaxes
-        tenant = self._shortcut.tenant_of(self._association.requestor.ae_title.strip())
         while connection is not None and (receiver := self._receivers.take()) is not None:
             try:
-                if receiver.takes(connection, syntaxes, tenant):
+                if receiver.takes(connection, syntaxes, own_directory):
                     return receiver
             except OSError:  # another thread has closed the connection
                 self._receivers.give_back(receiver)

@@ -146,7 +146,7 @@ class _Turn:
         self._waiting.register(self._socket, select.POLLIN)
         self._waiting.register(channel, select.POLLIN)
         self._back = _Back()
-        self._tenant = handed.said["tenant"]
+        self._directory = handed.said["directory"]
         self._reader = StoreReader(
             _Sender({int(key): UID(uid) for key, uid in handed.said["syntaxes"].items()}),
             self._connection,
@@ -217,7 +217,7 @@ class _Turn:
         meta = NamedFileMeta.of_c_store(request.sop_class_uid, request.sop_instance_uid, received.transfer_syntax_uid)
         named = identify(encoded, meta, with_announcement=False)
         self._store.check_room(len(encoded.content))
-        return self._store.write_arriving([meta.encoded, encoded.content]), named
+        return self._store.write_arriving([meta.encoded, encoded.content], self._directory), named
 
     def _send(
         self, kind: str, said: dict[str, Any], content: bytes = b"", data_set: ArrivingDataSet | None = None

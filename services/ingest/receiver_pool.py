@@ -29,15 +29,16 @@ class Receiver:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def takes(self, connection: socket.socket, syntaxes: Mapping[int, UID], tenant: str) -> bool:
+    def takes(self, connection: socket.socket, syntaxes: Mapping[int, UID], directory: str) -> bool:
         """Hand over an association between two messages; False where the process is gone, and nothing has happened.
 
         Args:
             syntaxes: of the presentation contexts on which plain C-STOREs of CT are taken.
-            tenant: whose the instances are.
+            directory: where it writes files, and nobody else.
         """
         try:
-            self._channel.send({"syntaxes": syntaxes, "tenant": tenant}, descriptor=connection.fileno())
+            said = {"syntaxes": syntaxes, "directory": directory}
+            self._channel.send(said, descriptor=connection.fileno())
         except ConnectionError:
             return False
         return True

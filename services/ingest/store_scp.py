@@ -169,7 +169,6 @@ class Listener:
                 shortcut=StoreShortcut(
                     self._answer_received,
                     self._answer_written,
-                    self._tenants.of,
                     self._drain,
                     self._receivers,
                 ),

@@ -34,13 +34,11 @@ class StoreShortcut:
     Attributes:
         answer: one that was received by this process.
         answer_written: one whose file a process of `receivers` has written.
-        tenant_of: an AE title; whose directories its instances go to.
         receivers: None where this process receives everything.
     """
 
     answer: Callable[[Association, ReceivedInstance], StoreAnswer]
     answer_written: Callable[[Association, WrittenInstance], StoreAnswer]
-    tenant_of: Callable[[str], str]
     in_hand: InHand
     receivers: ReceiverPool | None = None
 

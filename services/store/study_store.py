@@ -151,13 +151,14 @@ class StudyStore:
         """
         self.put_arrived(self.write_arriving(pieces), final_path)
 
-    def write_arriving(self, pieces: Sequence[bytes | memoryview]) -> str:
-        """The path of a complete file of these pieces, for `put_arrived`.
+    def write_arriving(self, pieces: Sequence[bytes | memoryview], directory: str | None = None) -> str:
+        """The path of a complete file of these pieces, for `put_arrived`; in a directory that is the caller's alone
+        where it has one (`arriving_directory`): processes that make files in the same one wait for each other.
 
         Raises:
             StorageFull: the disk has no room.
         """
-        temporary = f"{self._arriving}/{self._name}-{os.getpid()}-{next(self._numbers)}"
+        temporary = f"{directory or self._arriving}/{self._name}-{os.getpid()}-{next(self._numbers)}"
         with _nothing_left(temporary):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:

@@ -116,8 +116,8 @@ def test_an_instance_is_on_the_disk_before_its_sender_hears_success(tmp_path: Pa
     answered = 0
     for number, one in enumerate(slices):
         series = data / "received" / one.StudyInstanceUID / one.SeriesInstanceUID
-        written = place_of(calls, rf"fsync\(\d+<{data}/arriving/[\w-]+>\)", answered)
-        renamed = place_of(calls, rf'rename.*"{data}/arriving/[\w-]+.*{one.SOPInstanceUID}\.dcm"', written)
+        written = place_of(calls, rf"fsync\(\d+<{data}/arriving/[\w/-]+>\)", answered)
+        renamed = place_of(calls, rf'rename.*"{data}/arriving/[\w/-]+.*{one.SOPInstanceUID}\.dcm"', written)
         renamed = place_of(calls, rf"fsync\(\d+<{series}>\)", renamed) if number == 0 else renamed
         for folder in (series, series.parent, data / "received", data):
             renamed = place_of(calls, rf"fsync\(\d+<{folder}>\)", renamed)
