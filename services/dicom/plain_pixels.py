@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, JPEGLSNearLossless, RLELossless
+from pydicom.uid import (
+    JPEG2000,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from services.dicom import rle_decoder
 from services.dicom.headers import MALFORMED, integer, text
@@ -100,7 +108,7 @@ def _freed_of_unused_bits(values: NDArray[Any], header: PlainHeader) -> NDArray[
 
 
 def compressed_values(path: Path) -> NDArray[Any] | None:
-    """Of an ordinary image in JPEG-LS or RLE: one grey frame of 16 bits in one fragment, straight to its decoder.
+    """Of an ordinary image in JPEG-LS, JPEG 2000 or RLE, one grey frame of 16 bits in one fragment: by its decoder.
 
     Returns:
         None where the image is another, or where the decoder is not content: pydicom knows what can be done.
@@ -144,6 +152,19 @@ def _by_charls(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | Non
     return np.frombuffer(content, dtype=np.uint16).reshape(shape) if about["bits_per_sample"] > 8 else None
 
 
+def _by_openjpeg(fragment: bytes, header: PlainHeader) -> NDArray[Any] | None:
+    from openjpeg.utils import decode_pixel_data, get_parameters  # as above
+
+    about = get_parameters(fragment)
+    shape = (integer(header, "Rows") or 0, integer(header, "Columns") or 0)
+    depth, is_signed = integer(header, "BitsStored"), integer(header, "PixelRepresentation") == 1
+    if (about["rows"], about["columns"]) != shape or about["samples_per_pixel"] != 1 or about["precision"] != depth:
+        return None
+    if about["is_signed"] != is_signed or about["precision"] <= 8:
+        return None
+    return np.frombuffer(decode_pixel_data(fragment, version=2), dtype=np.uint16).reshape(shape)
+
+
 def _by_libtiff(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | None:
     rows, columns = integer(header, "Rows") or 0, integer(header, "Columns") or 0
     values = rle_decoder.values_of(fragment, rows * columns)
@@ -153,5 +174,7 @@ def _by_libtiff(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | No
 _STRAIGHT_DECODERS: dict[str, Callable[[bytes, PlainHeader], NDArray[np.uint16] | None]] = {
     JPEGLSLossless: _by_charls,
     JPEGLSNearLossless: _by_charls,
+    JPEG2000: _by_openjpeg,
+    JPEG2000Lossless: _by_openjpeg,
     RLELossless: _by_libtiff,
 }

@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
@@ -31,6 +32,8 @@ from services.dicom.plain_header import plain_header
 from services.dicom.plain_pixels import compressed_values, plain_values
 from services.dicom.series_reader import read_series
 from tests.services.dicom.made_series import counting_volume, edit, written_series
+
+_LARGE_ENOUGH = (6, 32, 40)  # for the encoder of JPEG 2000
 
 
 def richer(dataset: Dataset) -> None:
@@ -136,9 +139,9 @@ def test_hu_straight_from_the_file_are_those_that_pydicom_and_wide_arithmetic_gi
     np.testing.assert_array_equal(target, expected)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    syntax=st.sampled_from([JPEGLSLossless, JPEGLSNearLossless, RLELossless]),
+    syntax=st.sampled_from([JPEG2000Lossless, JPEGLSLossless, JPEGLSNearLossless, RLELossless]),
     bits_stored=st.integers(2, 16),
     announced_bits=st.sampled_from([0, 0, 0, -1, 1]),
     signed=st.booleans(),
@@ -158,11 +161,11 @@ def test_compressed_values_straight_from_the_decoder_are_those_of_pydicom(
 ) -> None:
     path = tmp_path / "000001.dcm"
     if not path.exists():
-        written_series(tmp_path)
+        written_series(tmp_path, counting_volume(_LARGE_ENOUGH))
     dataset = pydicom.dcmread(path)
     lowest = -(2 ** (bits_stored - 1)) if signed else 0
     rng = np.random.default_rng(seed)
-    values = rng.integers(lowest, lowest + 2**bits_stored, (16, 24)).astype(np.int16 if signed else np.uint16)
+    values = rng.integers(lowest, lowest + 2**bits_stored, _LARGE_ENOUGH[1:]).astype(np.int16 if signed else np.uint16)
     dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits_stored, bits_stored - 1, int(signed)
     dataset.PixelData = values.tobytes()
     dataset.compress(syntax, generate_instance_uid=False, **({"jls_error": 1} if syntax == JPEGLSNearLossless else {}))
@@ -182,9 +185,9 @@ def test_compressed_values_straight_from_the_decoder_are_those_of_pydicom(
     assert straight is not None or not is_plain
 
 
-@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless], ids=lambda uid: uid.keyword)
 def test_a_compressed_series_is_the_uncompressed_one(tmp_path: Path, syntax: pydicom.uid.UID) -> None:
-    paths = written_series(tmp_path)
+    paths = written_series(tmp_path, counting_volume(_LARGE_ENOUGH))
     expected = read_series(paths).volume.hu
     for path in paths:
         edit(path, lambda dataset: dataset.compress(syntax, generate_instance_uid=False))
