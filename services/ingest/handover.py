@@ -78,25 +78,32 @@ class Handover:
         Raises:
             OSError: the connection broke off.
         """
-        connection = self._connection
-        if not stores.took_last or connection.is_ahead or not connection.reading.kernel_waits:
+        connection, peer = self._connection, self._connection.socket
+        if not stores.took_last or connection.is_ahead or not connection.reading.kernel_waits or peer is None:
             return False
-        if not self._sender.is_established:
+        if not self._sender.is_established or (receiver := self._receivers.take()) is None:
             return False
         try:
             own = tempfile.mkdtemp(dir=self._directory)  # processes that make files in the same one wait for each other
         except OSError:  # no room: the listener tells the peer
+            self._receivers.give_back(receiver)
             return False
         try:
-            return self._was_taken(stores, own)
+            return self._was_received_by(receiver, peer, own, stores)
         finally:
             with suppress(OSError):  # not empty: the process is gone, and what it was writing is removed with time
                 os.rmdir(own)
 
-    def _was_taken(self, stores: StoreReader, own_directory: str) -> bool:
-        """By a process that writes into a directory of its own."""
-        connection = self._connection
-        if (receiver := self._hand_to_one(own_directory)) is None:
+    def _was_received_by(
+        self, receiver: Receiver, peer: socket.socket, own_directory: str, stores: StoreReader
+    ) -> bool:
+        try:
+            is_taken = receiver.takes(peer, self._sender.syntaxes, own_directory)
+        except OSError:  # another thread has closed the connection
+            self._receivers.give_back(receiver)
+            raise
+        if not is_taken:
+            self._receivers.lose(receiver)
             return False
         self._sender.begin()
         try:
@@ -106,23 +113,11 @@ class Handover:
             raise
         if back is None:
             self._receivers.lose(receiver)
-            connection.refuse("the process that received from it is gone")
+            self._connection.refuse("the process that received from it is gone")
             return True
         self._receivers.give_back(receiver)
         self._take_back(back, stores)
         return True
-
-    def _hand_to_one(self, own_directory: str) -> Receiver | None:
-        connection, syntaxes = self._connection.socket, self._sender.syntaxes
-        while connection is not None and (receiver := self._receivers.take()) is not None:
-            try:
-                if receiver.takes(connection, syntaxes, own_directory):
-                    return receiver
-            except OSError:  # another thread has closed the connection
-                self._receivers.give_back(receiver)
-                raise
-            self._receivers.lose(receiver)
-        return None
 
     def _answer(self, message: Message) -> bool:
         """Whether the process may go on with the association."""
