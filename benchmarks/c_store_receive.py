@@ -60,7 +60,7 @@ receivers have beside it.
 
 Receivers: {versions}. `storescp` without `--fork` serves one association after the other. Orthanc's storage and index
 lie on the same disk as everybody's files. pynetdicom runs a handler that writes the encoded data set, with PDUs of any
-length. What was stored is emptied, and deleted when all is measured: for half a minute after it has deleted files ext4
+length. What was stored is emptied, and deleted when all is measured: for a while after it has deleted files ext4
 makes new ones slowly. All have `TCP_NODELAY=1` in their environment, and so has `storescu`, save in the row that says
 so: there Nagle's algorithm and delayed acknowledgements may hold each slice up for 40 ms.
 
@@ -241,7 +241,7 @@ def _running(
 
 @contextmanager
 def _emptied_afterwards(folder: Path) -> Iterator[None]:
-    """Its files stay, with nothing in them: for half a minute after others were deleted ext4 makes new ones slowly."""
+    """Its files stay, with nothing in them: for a while after others were deleted ext4 makes new ones slowly."""
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from functools import cache
 from typing import Any
@@ -110,15 +111,12 @@ class CompiledNetwork:
             for tensor in (x.detach().float().contiguous(), answer)
         )
         for first in range(0, len(x), len(requests)):
-            running: list[Any] = []
-            try:
+            with ExitStack() as all_have_ended:  # whatever one of them raises: those that still run write
                 for source, target, request in zip(sources[first:], targets[first:], requests, strict=False):
                     request.set_input_tensor(source)
                     request.set_output_tensor(target)
                     request.start_async()
-                    running.append(request)
-            finally:
-                _wait_for(running)
+                    all_have_ended.callback(request.wait)
         return answer
 
     def _program(self, shape: tuple[int, ...], at_once: int) -> list[Any]:
@@ -145,18 +143,6 @@ class CompiledNetwork:
         log.warning("OpenVINO cannot run %s, torch does: %s", type(self.network).__name__, error)
         self._graph = None
         self._programs.clear()
-
-
-def _wait_for(requests: Sequence[Any]) -> None:
-    """All of them, since one that still runs writes: then raises the first one's error."""
-    errors = []
-    for request in requests:
-        try:
-            request.wait()
-        except Exception as error:  # noqa: BLE001  of a foreign compiler
-            errors.append(error)
-    if errors:
-        raise errors[0]
 
 
 def _takes_openvino(device: torch.device, backend: InferenceBackend) -> bool:

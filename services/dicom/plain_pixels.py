@@ -152,15 +152,14 @@ def _by_charls(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | Non
     return np.frombuffer(content, dtype=np.uint16).reshape(shape) if about["bits_per_sample"] > 8 else None
 
 
-def _by_openjpeg(fragment: bytes, header: PlainHeader) -> NDArray[Any] | None:
+def _by_openjpeg(fragment: bytes, header: PlainHeader) -> NDArray[np.uint16] | None:
     from openjpeg.utils import decode_pixel_data, get_parameters  # as above
 
-    about = get_parameters(fragment)
     shape = (integer(header, "Rows") or 0, integer(header, "Columns") or 0)
     depth, is_signed = integer(header, "BitsStored"), integer(header, "PixelRepresentation") == 1
-    if (about["rows"], about["columns"]) != shape or about["samples_per_pixel"] != 1 or about["precision"] != depth:
-        return None
-    if about["is_signed"] != is_signed or about["precision"] <= 8:
+    about = get_parameters(fragment)
+    named = ("rows", "columns", "samples_per_pixel", "precision", "is_signed")
+    if tuple(about[name] for name in named) != (*shape, 1, depth, is_signed) or (depth or 0) <= 8:
         return None
     return np.frombuffer(decode_pixel_data(fragment, version=2), dtype=np.uint16).reshape(shape)
 

@@ -72,8 +72,8 @@ class Handover:
         self._is_called = is_called
 
     def took_place(self, stores: StoreReader) -> bool:
-        """False where none of them is free, or the association, which `stores` reads from, is nothing for them: it has
-        yet to send a C-STORE, or is in the middle of a message.
+        """False where none of them is free, or the free one is gone, or the association, which `stores` reads from, is
+        nothing for them: it has yet to send a C-STORE, or is in the middle of a message.
 
         Raises:
             OSError: the connection broke off.

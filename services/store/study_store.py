@@ -152,8 +152,11 @@ class StudyStore:
         self.put_arrived(self.write_arriving(pieces), final_path)
 
     def write_arriving(self, pieces: Sequence[bytes | memoryview], directory: str | None = None) -> str:
-        """The path of a complete file of these pieces, for `put_arrived`; in a directory that is the caller's alone
-        where it has one (`arriving_directory`): processes that make files in the same one wait for each other.
+        """The path of a complete file of these pieces, for `put_arrived`.
+
+        Args:
+            directory: below `arriving_path`, of the caller alone: processes that make files in the same one wait for
+                each other.
 
         Raises:
             StorageFull: the disk has no room.
