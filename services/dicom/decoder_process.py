@@ -12,7 +12,6 @@ import os
 import queue
 import resource
 import select
-import struct
 import subprocess
 import sys
 import threading
@@ -25,7 +24,9 @@ from numpy.typing import NDArray
 
 LONGEST_S = 120.0  # for one image
 MAX_MEMORY_BYTES = 8 << 30  # address space
-_PIPE_BYTES = 1 << 20  # a slice of 512 x 512 goes through at once; what an unprivileged process may have
+_KEPT_BYTES = 8 << 20  # of memory that the values of an image were handed over in
+# A decoder keeps what it has freed, for the next image: taking memory from the system anew takes as long as decoding.
+_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": f"{4 << 20}", "MALLOC_TRIM_THRESHOLD_": f"{32 << 20}"}
 MOST_AT_ONCE = min(4, os.cpu_count() or 1)  # who asks for more waits
 
 
@@ -66,17 +67,18 @@ def _asked(
 
 
 class _Decoder:
-    """One process: a line of JSON in; out come the length of a JSON text, that text, and the values or the error."""
+    """One process: a line of JSON in, one out; the values lie in a file in memory that both have open."""
 
     def __init__(self) -> None:
+        self._values = os.memfd_create("decoded-values")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.dicom.decoder_process"],
+            [sys.executable, "-m", "services.dicom.decoder_process", str(self._values)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=os.environ | _KEEP_FREED_MEMORY | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             bufsize=0,
-            pipesize=_PIPE_BYTES,
+            pass_fds=[self._values],
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -92,39 +94,41 @@ class _Decoder:
         Raises:
             RuntimeError: it ended, or took too long and was ended.
         """
-        give_up_at = time.monotonic() + LONGEST_S
         try:
             self._requests.write(json.dumps([str(path.absolute()), frame_index]).encode() + b"\n")
-            (length,) = struct.unpack("<I", self._read(bytearray(4), give_up_at))
-            answer = json.loads(bytes(self._read(bytearray(length), give_up_at)))
+            answer = json.loads(self._line())
             if "errno" in answer:
                 return OSError(answer["errno"], os.strerror(answer["errno"]))
             if "error" in answer:
                 return ValueError(answer["error"])
             values = _room_for(np.dtype(answer["dtype"]), tuple(answer["shape"]), out)
-            if values.size:
-                self._read(values.data.cast("B"), give_up_at)
+            if values.size and os.preadv(self._values, [values.data], 0) != values.nbytes:
+                raise ValueError("it handed over less than it announced")
+            if values.nbytes > _KEPT_BYTES:
+                os.ftruncate(self._values, 0)
         except (OSError, ValueError) as error:
             self.end()
             raise RuntimeError("the decoder crashed or took too long") from error
         return values
 
-    def _read(self, target: bytearray | memoryview, give_up_at: float) -> bytearray | memoryview:
-        """Fill the target. Raises ValueError where the process ended before, TimeoutError where it took too long."""
-        left = memoryview(target)
-        while left:
+    def _line(self) -> bytes:
+        """Raises ValueError where the process ended before, TimeoutError where it took too long."""
+        give_up_at = time.monotonic() + LONGEST_S
+        line = b""
+        while not line.endswith(b"\n"):
             if not self._has_answered.poll(max(0.0, give_up_at - time.monotonic()) * 1000):
                 raise TimeoutError
-            count = os.readv(self._answers.fileno(), [left])
-            if not count:
+            more = os.read(self._answers.fileno(), 1 << 16)
+            if not more:
                 raise ValueError("it ended in the middle of its answer")
-            left = left[count:]
-        return target
+            line += more
+        return line
 
     def end(self) -> None:
         self._process.kill()
         with contextlib.suppress(OSError):
             self._process.communicate()
+        os.close(self._values)
 
 
 def _room_for(dtype: np.dtype[Any], shape: tuple[int, ...], out: NDArray[np.int16] | None) -> NDArray[Any]:
@@ -136,25 +140,23 @@ _idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()
 _at_once = threading.BoundedSemaphore(MOST_AT_ONCE)
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(requests: BinaryIO, answers: BinaryIO, handed_over: int) -> None:
     """Until whoever asks is gone, and the requests with them."""
     from services.dicom.headers import MALFORMED
     from services.dicom.pixel_reader import stored_values
 
     for line in requests:
         path, frame_index = json.loads(line)
-        values: NDArray[Any] | None = None
         try:
             values = np.ascontiguousarray(stored_values(Path(path), frame_index))
+            if values.size:
+                os.pwrite(handed_over, values.data, 0)
             said: dict[str, Any] = {"dtype": values.dtype.str, "shape": values.shape}
         except OSError as error:
             said = {"errno": error.errno} if error.errno is not None else {"error": str(error)}
         except (*MALFORMED, RuntimeError, MemoryError, ImportError) as error:
             said = {"error": f"{type(error).__name__}: {error}"}
-        text = json.dumps(said).encode()
-        answers.write(struct.pack("<I", len(text)) + text)
-        if values is not None and values.size:
-            answers.write(values.data)
+        answers.write(json.dumps(said).encode() + b"\n")
         answers.flush()
 
 
@@ -164,7 +166,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # libraries that print must not write into the answers
-        _serve(sys.stdin.buffer, answers)
+        _serve(sys.stdin.buffer, answers, int(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import queue
+import resource
 import signal
 import struct
 import subprocess
@@ -300,3 +302,50 @@ def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(decoder_process, "LONGEST_S", 0.0)
     with pytest.raises(NotAnalysable, match="took too long"):
         hu_of(path)
+
+
+@pytest.fixture
+def rle_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of 512 x 512, for decoders that no other test has used."""
+    monkeypatch.setattr(decoder_process, "_idle", queue.LifoQueue())
+    path = written_series(tmp_path, counting_volume((3, 512, 512)))[0]
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(path)
+    return path
+
+
+def test_a_decoder_that_hands_over_less_than_it_says_is_ended(rle_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: preadv(file, buffers, at + 1))
+    with pytest.raises(NotAnalysable, match="the decoder crashed"):
+        hu_of(rle_image)
+    assert decoder_process._idle.empty()
+
+
+@pytest.mark.parametrize(("kept_bytes", "left_bytes"), [(512 * 512 * 2, 512 * 512 * 2), (512 * 512, 0)])
+def test_memory_that_a_large_image_was_handed_over_in_is_given_back(
+    rle_image: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, left_bytes: int
+) -> None:
+    monkeypatch.setattr(decoder_process, "_KEPT_BYTES", kept_bytes)
+    hu_of(rle_image)
+    decoder = decoder_process._idle.get()
+    assert os.fstat(decoder._values).st_size == left_bytes
+    decoder.end()
+
+
+def test_the_next_image_is_decoded_in_memory_that_the_last_one_had(rle_image: Path) -> None:
+    """Ten take fewer pages from the system than one has: taking them anew for each doubles the time."""
+
+    def pages_taken_until_now() -> int:
+        stat = Path(f"/proc/{decoder._process.pid}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[7])  # minflt, proc(5)
+
+    hu_of(rle_image)
+    decoder = decoder_process._idle.queue[0]
+    hu_of(rle_image)
+    before = pages_taken_until_now()
+    for _ in range(10):
+        hu_of(rle_image)
+    assert pages_taken_until_now() - before < 512 * 512 * 2 / resource.getpagesize()
+    decoder_process._idle.get().end()
