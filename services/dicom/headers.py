@@ -26,7 +26,7 @@ from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from imaging.errors import InputError
 from services.dicom.dicom_file import opened_dicom
-from services.dicom.plain_header import plain_header
+from services.dicom.plain_header import plain_header, shared_tag
 
 # What is read here is checked here, value by value; pydicom's warnings would put patients' names into the logs.
 # For the process and not around each call, since warning filters are no thread's own.
@@ -142,7 +142,7 @@ def _parsed(header: Dataset, keyword: str) -> Any:
 def _tag(keyword: str) -> BaseTag:
     tag = tag_for_keyword(keyword)
     assert tag is not None, keyword
-    return BaseTag(tag)
+    return shared_tag(tag)
 
 
 @lru_cache(maxsize=1024)
@@ -154,7 +154,13 @@ def _parsed_alone(keyword: str, vr: str, value: bytes, is_little_endian: bool, e
 
 def number(header: Dataset, keyword: str) -> float | None:
     """The attribute as one finite number, or None."""
-    values = numbers(header, keyword, 1)
+    try:
+        value = _parsed(header, keyword)
+        if isinstance(value, int | float):  # as nearly always; numpy takes five times as long
+            return float(value) if math.isfinite(value) else None
+    except MALFORMED:
+        return None
+    values = _finite_numbers(value, 1)
     return None if values is None else float(values[0])
 
 
@@ -167,12 +173,19 @@ def numbers(header: Dataset, keyword: str, count: int) -> NDArray[np.float64] | 
     """The attribute as exactly `count` finite numbers, or None."""
     try:
         value = _parsed(header, keyword)
-        if value is None or isinstance(value, bytes):
-            return None
-        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
     except MALFORMED:
         return None
-    return values if values.shape == (count,) and bool(np.isfinite(values).all()) else None
+    return _finite_numbers(value, count)
+
+
+def _finite_numbers(value: Any, count: int) -> NDArray[np.float64] | None:
+    if value is None or isinstance(value, bytes):
+        return None
+    try:
+        values = np.array(value, dtype=np.float64, ndmin=1)
+    except MALFORMED:
+        return None
+    return values if values.shape == (count,) and all(map(math.isfinite, values.tolist())) else None
 
 
 def items(header: Dataset, keyword: str) -> list[Dataset]:

@@ -197,6 +197,12 @@ def _cut_implicit(head: bytes, at: int, elements: _Elements, within: tuple[int, 
     return begun_at
 
 
+@lru_cache(maxsize=4096)
+def shared_tag(number: int) -> BaseTag:
+    """One object for each tag: two equal ones are compared by pydicom in Python, an object with itself is not."""
+    return BaseTag(number)
+
+
 # Of a series nearly all elements begin with the same eight bytes in every file.
 @lru_cache(maxsize=4096)
 def _explicit_start(start: bytes) -> tuple[int, BaseTag, str, bool, int]:
@@ -209,7 +215,7 @@ def _explicit_start(start: bytes) -> tuple[int, BaseTag, str, bool, int]:
     group, element, vr, length = struct.unpack("<HH2sH", start)
     name, has_long_length = _VALUE_REPRESENTATIONS.get(vr, ("", False))
     number = group << 16 | element
-    return number, BaseTag(number), name, has_long_length, length
+    return number, shared_tag(number), name, has_long_length, length
 
 
 @lru_cache(maxsize=4096)
@@ -219,7 +225,7 @@ def _implicit_start(start: bytes) -> tuple[int, BaseTag, int]:
         raise _BeyondTheBlock
     group, element, length = struct.unpack("<HHI", start)
     number = group << 16 | element
-    return number, BaseTag(number), length
+    return number, shared_tag(number), length
 
 
 def _add_undefined_length(
