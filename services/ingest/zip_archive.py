@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +18,7 @@ from imaging.errors import InputError, InputTooLarge
 from services.store.disk_room import means_full, no_room
 
 _CHUNK_BYTES = 1024**2
+_THREADS = min(4, os.cpu_count() or 1)
 # zipfile reads the central directory as a whole: entries of this size times the allowed number of files are plenty.
 _DIRECTORY_BYTES_PER_FILE = 1024
 _NESTED_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".tgz")
@@ -51,37 +55,53 @@ def unpack_zip(
             raise InputTooLarge(f"the archive holds {len(members)} files, at most {max_files} are taken")
         if (claimed := sum(member.file_size for member in members)) > max_bytes:
             raise _unpacks_to_too_much(max_bytes, f"says it unpacks to {claimed:,} bytes")
-        left = max_bytes
-        files = []
-        for number, member in enumerate(members, start=1):
-            path = into / f"{number:06d}"
-            left -= _unpack_member(opened, member, path, left, max_bytes, check_room)
-            files.append(path)
+        files = [into / f"{number:06d}" for number in range(1, len(members) + 1)]
+        unpacking = _Unpacking(opened, max_bytes, check_room)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="unpack") as pool:
+            list(pool.map(unpacking.write, members, files))  # what is left is not begun where one raises
         return files
 
 
-def _unpack_member(
-    opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left: int, max_bytes: int, check_room: CheckRoom
-) -> int:
-    """Bytes written; a member that holds more than `left` is an error, whatever its header says."""
-    if member.flag_bits & 0x1:
-        raise InputError("the archive is encrypted", code="input.encrypted_archive", remedy="send it without password")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # LZMA and bzip2 may ask for memory without bound before the first byte comes out.
-        raise InputError(
-            f"compression method {member.compress_type} is not read",
-            code="input.damaged_archive",
-            remedy="use the ordinary method, deflate",
-        )
-    written = 0
-    with opened.open(member) as source, path.open("wb") as target:
-        while chunk := source.read(_CHUNK_BYTES):
-            written += len(chunk)
-            if written > left:
-                raise _unpacks_to_too_much(max_bytes, "unpacks to more")
-            check_room(len(chunk))
-            target.write(chunk)
-    return written
+class _Unpacking:
+    """Of one archive, by several threads: making and writing files takes longer than receiving them did."""
+
+    def __init__(self, opened: zipfile.ZipFile, max_bytes: int, check_room: CheckRoom) -> None:
+        self._opened = opened
+        self._max_bytes = max_bytes
+        self._left = max_bytes
+        self._check_room = check_room
+        self._lock = threading.Lock()  # of what is left, and of zipfile's count of readers
+
+    def write(self, member: zipfile.ZipInfo, path: Path) -> None:
+        """A member that holds more than what is left for all is an error, whatever its header says."""
+        if member.flag_bits & 0x1:
+            raise InputError(
+                "the archive is encrypted", code="input.encrypted_archive", remedy="send it without password"
+            )
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # LZMA and bzip2 may ask for memory without bound before the first byte comes out.
+            raise InputError(
+                f"compression method {member.compress_type} is not read",
+                code="input.damaged_archive",
+                remedy="use the ordinary method, deflate",
+            )
+        with self._lock:
+            source = self._opened.open(member)
+        try:
+            with path.open("wb") as target:
+                while chunk := source.read(_CHUNK_BYTES):
+                    self._take(len(chunk))
+                    target.write(chunk)
+        finally:
+            with self._lock:
+                source.close()
+
+    def _take(self, count: int) -> None:
+        with self._lock:
+            self._left -= count
+            if self._left < 0:
+                raise _unpacks_to_too_much(self._max_bytes, "unpacks to more")
+        self._check_room(count)
 
 
 def _is_wanted(member: zipfile.ZipInfo) -> bool:

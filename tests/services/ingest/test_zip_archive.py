@@ -6,13 +6,16 @@ import io
 import os
 import stat
 import struct
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from imaging.errors import InputError, InputTooLarge
+from imaging.errors import InputError, InputTooLarge, StorageFull
+from services.ingest import zip_archive
 from services.ingest.upload import unpack_zip
+from services.store.disk_room import no_room
 
 MIB = 1024**2
 
@@ -36,6 +39,36 @@ def test_files_come_out_whole_and_in_order(tmp_path: Path) -> None:
     contents = [os.urandom(3000), b"", os.urandom(10)]
     archive = archive_of(tmp_path / "a.zip", {f"study/{i}/IM{i}": content for i, content in enumerate(contents)})
     assert unpack(archive) == contents
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_members_are_unpacked_side_by_side_and_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: int
+) -> None:
+    contents = [bytes([number]) * (1 + number % 7 * 50_000) for number in range(100)]
+    archive = archive_of(tmp_path / "a.zip", {f"IM{i}": content for i, content in enumerate(contents)}, method)
+    monkeypatch.setattr(zip_archive, "_THREADS", 4)
+    together = threading.Barrier(4)  # one member by itself would wait in vain
+    (into := tmp_path / "unpacked").mkdir()
+
+    def wait_for_others(_: int) -> None:
+        together.wait(timeout=20)
+
+    files = unpack_zip(archive, into, max_bytes=100 * MIB, max_files=100, check_room=wait_for_others)
+    assert [file.read_bytes() for file in files] == contents
+
+
+def test_no_member_is_begun_after_one_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_of(tmp_path / "a.zip", {f"IM{i}": b"x" for i in range(100)})
+    monkeypatch.setattr(zip_archive, "_THREADS", 2)
+    (into := tmp_path / "unpacked").mkdir()
+    with pytest.raises(StorageFull):
+        unpack_zip(archive, into, max_bytes=MIB, max_files=100, check_room=_full)
+    assert len(list(into.iterdir())) < 100
+
+
+def _full(_: int) -> None:
+    raise no_room()
 
 
 def test_what_is_no_image_file_is_left_out(tmp_path: Path) -> None:
