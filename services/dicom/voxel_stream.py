@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,8 +86,14 @@ class Voxels:
             raise InputError(text, code="input.truncated")
 
     def check(self, stream: BinaryIO) -> None:
-        """Read all of them, and the stream to its end, so that gzip compares its checksum."""
+        """Read all of them, and the stream to its end, so that gzip compares its checksum.
+
+        Of a plain file the last byte, without which it is too short.
+        """
         remaining = self.shape_kji[0] * self.slice_bytes
+        if not isinstance(stream, gzip.GzipFile):
+            stream.seek(remaining - 1, os.SEEK_CUR)
+            remaining = 1
         while remaining:
             remaining -= len(read_exactly(stream, min(remaining, _CHUNK_BYTES), self.path))
         self._read_to_end(stream)

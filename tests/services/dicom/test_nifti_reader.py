@@ -147,6 +147,32 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path, cut: int) -> None:
         assert error.value.code in ("input.damaged_gzip", "input.truncated")
 
 
+@pytest.mark.parametrize("cut", [-1, -1000, 353])
+def test_a_truncated_plain_file_is_refused(tmp_path: Path, cut: int) -> None:
+    path = counting_nifti(tmp_path / "ct.nii")
+    path.write_bytes(path.read_bytes()[:cut])
+    for read in (check_nifti, read_nifti):
+        with pytest.raises(InputError) as error:
+            read(path)
+        assert error.value.code == "input.truncated"
+
+
+def test_checking_a_plain_file_reads_no_voxel_but_the_last(tmp_path: Path) -> None:
+    """A sparse file of a gigabyte: what is read of it is counted by the kernel."""
+    path = counting_nifti(tmp_path / "ct.nii")
+    with path.open("r+b") as file:
+        file.seek(40)
+        file.write(np.array((3, 1000, 1000, 500), dtype="<i2").tobytes())
+        file.truncate(352 + 2 * 500_000_000)
+
+    def read_until_now() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])  # rchar, proc(5)
+
+    before = read_until_now()
+    check_nifti(path)
+    assert read_until_now() - before < 1 << 20
+
+
 def test_a_damaged_checksum_is_noticed(tmp_path: Path) -> None:
     path = counting_nifti(tmp_path / "ct.nii.gz")
     patched(path, path.stat().st_size - 8, b"\0\0\0\0")

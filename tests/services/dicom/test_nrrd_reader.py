@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import nibabel
@@ -197,6 +197,14 @@ def test_what_only_begins_as_nrrd_is_refused(tmp_path: Path, content: bytes) -> 
         with pytest.raises(InputError) as error:
             read(tmp_path / "ct.nrrd")
         assert error.value.code == "input.not_nrrd"
+
+
+@pytest.mark.parametrize("read", [check_nrrd, read_nrrd])
+def test_a_raw_stream_without_its_last_byte_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = nrrd(tmp_path / "ct.nrrd", {"encoding": "raw"}, STORED.astype("<i2").tobytes()[:-1])
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert error.value.code == "input.truncated"
 
 
 @pytest.mark.parametrize("read", [check_nrrd, read_nrrd])
