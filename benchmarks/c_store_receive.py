@@ -23,6 +23,7 @@ import psutil
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from benchmarks.emptied_files import emptied_afterwards
 from benchmarks.machine import version
 from benchmarks.page import Figure, Floor, Goal, Growth, Page, Row
 from benchmarks.peak_memory import peak_memory_of_process_mb
@@ -99,7 +100,7 @@ def _measure(files: list[Path], other: list[Path], rounds: int) -> Page:
 
     def run(name: str, associations: int, sent: list[Path], environment: Mapping[str, str] = _NO_DELAY) -> float:
         folder = Path(tempfile.mkdtemp(dir=files[0].parent))
-        with _emptied_afterwards(folder), receivers[name](folder, environment) as receiver:
+        with emptied_afterwards(folder), receivers[name](folder, environment) as receiver:
             _push(other, receiver.port, 4, environment)
             took_s = _push(sent, receiver.port, associations, environment)
             memory.setdefault(name, []).append(_memory_mb(receiver.pid))
@@ -239,17 +240,6 @@ def _running(
         process.wait(timeout=30)
 
 
-@contextmanager
-def _emptied_afterwards(folder: Path) -> Iterator[None]:
-    """Its files stay, with nothing in them: for a while after others were deleted ext4 makes new ones slowly."""
-    try:
-        yield
-    finally:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                os.truncate(path, 0)
-
-
 def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -305,7 +295,7 @@ def _raw(files: list[Path], connections: int) -> float:
     """Slices per second over plain sockets."""
     spawning = get_context("fork")
     folder = Path(tempfile.mkdtemp(dir=files[0].parent))
-    with _emptied_afterwards(folder), socket.create_server(("127.0.0.1", 0)) as server:
+    with emptied_afterwards(folder), socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         receivers = [
             spawning.Process(target=_receive_raw, args=(server, folder, number)) for number in range(connections)

@@ -22,12 +22,13 @@ import nibabel
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.emptied_files import emptied_afterwards, empty_files
 from benchmarks.gateway_process import GatewayProcess, running_gateway
 from benchmarks.page import Figure, Floor, Goal, Page, Row
 from benchmarks.peak_memory import peak_memory_of_process_mb
 from benchmarks.side_by_side import side_by_side
 from services.embedded_redis import free_port
-from tests.end_to_end.hospital import DICOMWEB_PLUGIN, Orthanc, running_orthanc
+from tests.end_to_end.hospital import DICOMWEB_PLUGIN, running_orthanc
 from tests.services.ingest.peers import ct_series, save
 
 SLICES = 400
@@ -38,7 +39,6 @@ _MEMORY_GOAL_MB = 250.0
 _OF_FLOOR, _OF_ORTHANC = 0.6, 3.0
 _ORTHANC_INSTANCES = ("Orthanc /instances", "Orthanc /instances, 4 clients")
 _CLIENTS = 4
-_SETTLED_S = 6.0  # ext4 looks for 5 s whether an inode was just deleted
 _BOUNDARY = "embolens-boundary"
 
 _HOW = f"""
@@ -49,9 +49,10 @@ of requests per second is off. The floor is a process that receives the same byt
 them to the same disk, in as many files of the same size, each renamed when it is whole; it looks at nothing. Orthanc
 gets every file by `POST /instances`, by one client on one kept connection and by four clients on one each (as a zip in
 one request it takes longer), and STOW-RS by its plugin; it too reads headers, and writes an index. `KeepAlive` and
-`TcpNoDelay` are on, `HttpThreadsCount` is as it comes. Durability `process`: nobody calls fsync. ext4 makes new files
-slowly within 5 s of deleting others: what was stored with us is renamed aside, and Orthanc, which has to delete, waits
-{_SETTLED_S:g} s before its next turn. The memory is that of the gateway's process (VmHWM) after one upload of 5 GiB.
+`TcpNoDelay` are on, `HttpThreadsCount` is as it comes. Durability `process`: nobody calls fsync. Since ext4 makes new
+files slowly for a while after deleting others, what was stored is emptied and left, and Orthanc, which would not store
+the same again, begins every turn anew with an empty folder and has had another slice before. The memory is that of
+the gateway's process (VmHWM) after one upload of 5 GiB.
 """
 
 
@@ -75,14 +76,10 @@ def measure(rounds: int) -> Page:
         bodies = _Bodies.made(scratch)
         (scratch / "gateway").mkdir()
         gateway = opened.enter_context(running_gateway(scratch / "gateway", REQUESTS_PER_SECOND="0"))
-        (scratch / "orthanc").mkdir()
-        orthanc = opened.enter_context(
-            running_orthanc(scratch / "orthanc", Plugins=[DICOMWEB_PLUGIN], KeepAlive=True, TcpNoDelay=True)
-        )
         (scratch / "floor").mkdir()
         raw_port = opened.enter_context(_raw_receiver(scratch / "floor"))
         ours = partial(_ours, gateway)
-        theirs = _Theirs(orthanc)
+        theirs = partial(_theirs, scratch, bodies.warming)
         related, form = f'multipart/related; type="application/dicom"; boundary={_BOUNDARY}', "multipart/form-data"
         ways: dict[str, Callable[[], float]] = {
             "Orthanc /instances": lambda: theirs("/instances", "application/dicom", bodies.files),
@@ -92,15 +89,14 @@ def measure(rounds: int) -> Page:
             "STOW-RS": lambda: ours("/dicom-web/studies", related, bodies.related),
             "NIfTI": lambda: ours("/segment", "application/octet-stream", bodies.nifti),
             "Orthanc STOW-RS": lambda: theirs("/dicom-web/studies", related, [bodies.related]),
-            "floor": lambda: _floor(raw_port, bodies.zip, SLICES),
-            "floor NIfTI": lambda: _floor(raw_port, bodies.nifti, 1),
+            "floor": lambda: _floor(raw_port, scratch / "floor", bodies.zip, SLICES),
+            "floor NIfTI": lambda: _floor(raw_port, scratch / "floor", bodies.nifti, 1),
         }
         found = side_by_side(ways, rounds=rounds, unit="MB/s")
         memory_mb = _memory_of_a_large_upload_mb(gateway, scratch / "large")
-        orthanc_version = orthanc.http.get("/system").json()["Version"]
     return Page(
         title="Uploads by REST",
-        how=f"{_HOW}Orthanc {orthanc_version}, {machine.version('uvicorn')}, {machine.version('python-multipart')}.",
+        how=f"{_HOW}{_orthanc_version()}, {machine.version('uvicorn')}, {machine.version('python-multipart')}.",
         rows=(
             *(_row(what, found[what], found, _ORTHANC_INSTANCES) for what in ("files", "zip")),
             _row("STOW-RS", found["STOW-RS"], found, ("Orthanc STOW-RS",)),
@@ -138,6 +134,7 @@ def _row(what: str, ours: Figure, found: dict[str, Figure], others: Sequence[str
 @dataclass(frozen=True)
 class _Bodies:
     files: list[Path]
+    warming: Path
     form: Path
     related: Path
     zip: Path
@@ -146,6 +143,7 @@ class _Bodies:
     @classmethod
     def made(cls, scratch: Path) -> _Bodies:
         files = save(ct_series(SLICES, size=512), scratch / "series")
+        (warming,) = save(ct_series(1, size=512), scratch / "other")
         form, related, archive, nifti = (scratch / name for name in ("form", "related", "zip", "volume.nii"))
         _write_multipart(form, files, 'Content-Disposition: form-data; name="files"; filename="a"')
         _write_multipart(related, files, "Content-Type: application/dicom")
@@ -154,7 +152,7 @@ class _Bodies:
                 opened.write(file, file.name)
         voxels = np.random.default_rng(0).integers(-1000, 1000, _NIFTI_SHAPE, dtype=np.int16)
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.7, 0.7, 0.5, 1.0])), nifti)
-        return cls(files, form, related, archive, nifti)
+        return cls(files, warming, form, related, archive, nifti)
 
 
 def _write_multipart(body: Path, files: Sequence[Path], header: str) -> None:
@@ -170,31 +168,33 @@ def _ours(gateway: GatewayProcess, path: str, content_type: str, body: Path) -> 
     rate = _sent_mb_per_s(gateway.port, [request], {200, 202})
     for stored in ("jobs", "received"):
         with suppress(FileNotFoundError):
-            (gateway.data_dir / stored).rename(gateway.data_dir / uuid.uuid4().hex)
+            empty_files((gateway.data_dir / stored).rename(gateway.data_dir / uuid.uuid4().hex))
     return rate
 
 
-@dataclass
-class _Theirs:
-    """Uploads to Orthanc, which has to forget them: it would not store the same again."""
-
-    orthanc: Orthanc
-    deleted_at: float = 0.0
-
-    def __call__(self, path: str, content_type: str, bodies: Sequence[Path], clients: int = 1) -> float:
-        """MB/s."""
-        port = self.orthanc.http.base_url.port
+def _theirs(
+    scratch: Path, warming: Path, path: str, content_type: str, bodies: Sequence[Path], clients: int = 1
+) -> float:
+    """MB/s."""
+    requests = [_Request.post(path, content_type, body) for body in bodies]
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    with (
+        emptied_afterwards(folder),
+        running_orthanc(folder, Plugins=[DICOMWEB_PLUGIN], KeepAlive=True, TcpNoDelay=True) as orthanc,
+    ):
+        port = orthanc.http.base_url.port
         assert port is not None
-        requests = [_Request.post(path, content_type, body) for body in bodies]
-        time.sleep(max(0.0, self.deleted_at + _SETTLED_S - time.monotonic()))
+        _send(port, [_Request.post("/instances", "application/dicom", warming)], {200})
         begun = time.perf_counter()
         with ThreadPoolExecutor(clients) as threads:
             list(threads.map(lambda client: _send(port, requests[client::clients], {200}), range(clients)))
         seconds = time.perf_counter() - begun
-        for study in self.orthanc.http.get("/studies").json():
-            self.orthanc.http.delete(f"/studies/{study}").raise_for_status()
-        self.deleted_at = time.monotonic()
-        return sum(body.stat().st_size for body in bodies) / 1e6 / seconds
+    return sum(body.stat().st_size for body in bodies) / 1e6 / seconds
+
+
+def _orthanc_version() -> str:
+    said = subprocess.run(["Orthanc", "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout
+    return " ".join(said.split()[:2])
 
 
 def _sent_mb_per_s(port: int, requests: Sequence[_Request], expected: set[int]) -> float:
@@ -217,7 +217,7 @@ def _send(port: int, requests: Sequence[_Request], expected: set[int]) -> None:
             assert answer.status in expected, said[:1000]
 
 
-def _floor(port: int, body: Path, files: int) -> float:
+def _floor(port: int, folder: Path, body: Path, files: int) -> float:
     """MB/s."""
     length = body.stat().st_size
     begun = time.perf_counter()
@@ -225,7 +225,9 @@ def _floor(port: int, body: Path, files: int) -> float:
         connection.sendall(length.to_bytes(8, "little") + math.ceil(length / files).to_bytes(8, "little"))
         connection.sendfile(content)
         assert connection.recv(1) == b"!"
-    return length / 1e6 / (time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    empty_files(folder)
+    return length / 1e6 / seconds
 
 
 def _memory_of_a_large_upload_mb(gateway: GatewayProcess, body: Path) -> float:

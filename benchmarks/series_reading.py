@@ -88,8 +88,6 @@ def measure(rounds: int) -> Page:
         f"{machine.version('dcm2niix')}. Memory: the highest resident size of our process and its decoding processes "
         "while a series was read, less that of those that had read 8 slices, over the int16 volume "
         "of the other slices. "
-        "Before each turn half a GiB of memory is touched and freed, since a virtual machine may have to ask its host "
-        "for what it left free for two seconds, which takes longer than reading. "
         "The floor is the volume copied once; of a compressed series what the fastest decoder alone takes on all "
         "cores at once, measured so: two of them may be the two threads of one.",
         rows=tuple(rows),

@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.page import Figure
 
 ROUNDS = 5
-_TOUCHED_BYTES = 1 << 29
+_TOUCHED_BYTES = 3 << 28
 console = Console(stderr=True)
 
 
@@ -27,6 +27,7 @@ def side_by_side(
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(-1 if warm_up else 0, rounds):
         for name, run in ways.items():
+            _touch_memory()
             figure = run()
             if round_number >= 0:
                 samples[name].append(figure)
@@ -35,16 +36,17 @@ def side_by_side(
     return {name: Figure(name=name, samples=tuple(figures)) for name, figures in samples.items()}
 
 
-def seconds(run: Callable[[], object]) -> Callable[[], float]:
-    """`run` as a way whose figure is the time it took, in s.
-
-    Before it memory is touched, and freed again: a virtual machine's host takes back what was free for two seconds and
-    gives it again at 5 to 11 us a page, longer than it takes to read an image into it. That would fall on whoever comes
-    after a long turn.
+def _touch_memory() -> None:
+    """A virtual machine's host takes back what was free for two seconds and gives it again at 5 to 11 us a page: longer
+    than it takes to receive a file or to read an image. It would fall on whoever comes after a long turn.
     """
+    np.empty(_TOUCHED_BYTES, np.uint8)[::4096] = 1
+
+
+def seconds(run: Callable[[], object]) -> Callable[[], float]:
+    """`run` as a way whose figure is the time it took, in s."""
 
     def timed() -> float:
-        np.empty(_TOUCHED_BYTES, np.uint8)[::4096] = 1
         begun = time.perf_counter()
         run()
         return time.perf_counter() - begun
