@@ -149,8 +149,8 @@ def _serve(requests: BinaryIO, answers: BinaryIO, handed_over: int) -> None:
         path, frame_index = json.loads(line)
         try:
             values = np.ascontiguousarray(stored_values(Path(path), frame_index))
-            if values.size:
-                os.pwrite(handed_over, values.data, 0)
+            if values.size and os.pwrite(handed_over, values.data, 0) != values.nbytes:
+                raise ValueError("the values have not all been handed over")  # what lies there is of an image before
             said: dict[str, Any] = {"dtype": values.dtype.str, "shape": values.shape}
         except OSError as error:
             said = {"errno": error.errno} if error.errno is not None else {"error": str(error)}
