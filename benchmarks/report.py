@@ -21,8 +21,8 @@ _HEAD = """\
 Made by `make bench` (`make bench BENCH="NAME ..."` measures some of them again). Every comparison runs side by side in
 one run: each way once per round, in turn, and the medians are compared. A ratio above 1 means that ours is better. The
 floor is what this machine could do at best, from rates measured on it. What others are and how they were set up stands
-below each table. Each turn finds free memory at hand, which a virtual machine else asks its host for, page by page.
-The figures are of the machine that is named, and say nothing about how well emboli are found:
+below each table. Since 2026-11-30 turns find free memory at hand, which a virtual machine else asks its host for by the
+page. The figures are of the machine that is named, and say nothing about how well emboli are found:
 [accuracy.md](accuracy.md) does.
 """
 
