@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.emptied_files import emptied_afterwards
-from benchmarks.machine import version
+from benchmarks.machine import program_version, version
 from benchmarks.page import Figure, Floor, Goal, Growth, Page, Row
 from benchmarks.peak_memory import peak_memory_of_process_mb
 from benchmarks.side_by_side import side_by_side
@@ -378,16 +376,5 @@ def _slices(folder: Path, count: int) -> list[Path]:
 
 
 def _versions() -> list[str]:
-    dcmtk = _first(r"v(\d\S+)", _said(["storescp", "--version"]))
-    orthanc = _first(r"(\d+\.\d+\.\d+)", _said(["Orthanc", "--version"]))
-    return [f"dcmtk {dcmtk} (`storescp`, `storescu`)", f"Orthanc {orthanc}", version("pynetdicom")]
-
-
-def _said(command: list[str]) -> str:
-    assert shutil.which(command[0]), f"{command[0]} is not installed"
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    return found[1] if found else "of unknown version"
+    dcmtk = f"dcmtk {program_version('storescp')} (`storescp`, `storescu`)"
+    return [dcmtk, f"Orthanc {program_version('Orthanc')}", version("pynetdicom")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +38,13 @@ def description() -> str:
 def version(package: str) -> str:
     """E.g. "pynetdicom 3.0.4"."""
     return f"{package} {metadata.version(package)}"
+
+
+def program_version(program: str) -> str:
+    """E.g. "1.10.1", of a program that tells with `--version`."""
+    said = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = re.search(r"\d+\.\d+\.\d+", said)
+    return found[0] if found else "of unknown version"
 
 
 @functools.cache

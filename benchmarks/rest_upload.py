@@ -96,7 +96,8 @@ def measure(rounds: int) -> Page:
         memory_mb = _memory_of_a_large_upload_mb(gateway, scratch / "large")
     return Page(
         title="Uploads by REST",
-        how=f"{_HOW}{_orthanc_version()}, {machine.version('uvicorn')}, {machine.version('python-multipart')}.",
+        how=f"{_HOW}Orthanc {machine.program_version('Orthanc')}, {machine.version('uvicorn')}, "
+        f"{machine.version('python-multipart')}.",
         rows=(
             *(_row(what, found[what], found, _ORTHANC_INSTANCES) for what in ("files", "zip")),
             _row("STOW-RS", found["STOW-RS"], found, ("Orthanc STOW-RS",)),
@@ -190,11 +191,6 @@ def _theirs(
             list(threads.map(lambda client: _send(port, requests[client::clients], {200}), range(clients)))
         seconds = time.perf_counter() - begun
     return sum(body.stat().st_size for body in bodies) / 1e6 / seconds
-
-
-def _orthanc_version() -> str:
-    said = subprocess.run(["Orthanc", "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout
-    return " ".join(said.split()[:2])
 
 
 def _sent_mb_per_s(port: int, requests: Sequence[_Request], expected: set[int]) -> float:

@@ -58,7 +58,7 @@ def unpack_zip(
         files = [into / f"{number:06d}" for number in range(1, len(members) + 1)]
         unpacking = _Unpacking(opened, max_bytes, check_room)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="unpack") as pool:
-            list(pool.map(unpacking.write, members, files))  # what is left is not begun where one raises
+            list(pool.map(unpacking.write, members, files))  # raises what the first of those that failed raised
         return files
 
 
@@ -70,9 +70,20 @@ class _Unpacking:
         self._max_bytes = max_bytes
         self._left = max_bytes
         self._check_room = check_room
+        self._has_failed = False
         self._lock = threading.Lock()  # of what is left, and of zipfile's count of readers
 
     def write(self, member: zipfile.ZipInfo, path: Path) -> None:
+        """One member; nothing more once another one has failed."""
+        if self._has_failed:
+            return
+        try:
+            self._write(member, path)
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    def _write(self, member: zipfile.ZipInfo, path: Path) -> None:
         """A member that holds more than what is left for all is an error, whatever its header says."""
         if member.flag_bits & 0x1:
             raise InputError(

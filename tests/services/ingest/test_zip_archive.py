@@ -64,7 +64,7 @@ def test_no_member_is_begun_after_one_that_is_refused(tmp_path: Path, monkeypatc
     (into := tmp_path / "unpacked").mkdir()
     with pytest.raises(StorageFull):
         unpack_zip(archive, into, max_bytes=MIB, max_files=100, check_room=_full)
-    assert len(list(into.iterdir())) < 100
+    assert len(list(into.iterdir())) <= 2
 
 
 def _full(_: int) -> None:
